@@ -1,0 +1,161 @@
+r"""Everything that can go wrong, by whose fault it is. No HTTP here: ``app.STATUS`` maps these to statuses.
+
+Where each error arises on a request's way::
+
+    bytes --decode--> tensors --conform--> feed --run--> outputs --encode--> bytes
+            |                   |                 |                  |
+            DecodeError         MismatchError     InferenceError     EncodeError
+                                                  OutOfMemory
+
+The tree::
+
+    ServeError
+    +-- SettingsError            the operator's: a configuration key or value
+    +-- ModelError               the operator's: no model, or one that cannot be served
+    +-- RequestError             the caller's, who can fix it
+    |   +-- DecodeError          the body is not what its content type says
+    |   +-- MismatchError        decoded, but not what the model takes
+    |   +-- ModelNotFound        no model of that name, or several and none chosen
+    |   +-- UnsupportedMediaType no codec decodes that content type
+    |   +-- NotAcceptable        no codec encodes what Accept asks for
+    |   +-- EncodeError          the outputs have no form in the format that Accept asks for
+    |   +-- PayloadTooLarge      the body is over the limit, or cannot fit in memory
+    +-- NotReady                 still loading
+    +-- Overloaded               no permit in time: try again
+    +-- DeadlineExceeded         the request took longer than the operator allows
+    +-- OutOfMemory              one row needs more memory than there is
+    +-- InferenceError           onnxruntime failed on a feed that conforms
+
+A message is one line that lands in the caller's job log: what was expected, what came, and where.
+It never holds a path of the server or more than a short piece of the payload.
+"""
+
+__all__ = [
+    "DeadlineExceeded",
+    "DecodeError",
+    "EncodeError",
+    "InferenceError",
+    "MismatchError",
+    "ModelError",
+    "ModelNotFound",
+    "NotAcceptable",
+    "NotReady",
+    "OutOfMemory",
+    "Overloaded",
+    "PayloadTooLarge",
+    "RequestError",
+    "ServeError",
+    "SettingsError",
+    "UnsupportedMediaType",
+    "quote",
+]
+
+_QUOTE_LENGTH = 40
+
+
+class ServeError(Exception):
+    """Base of all errors raised on purpose; its text is written for the person who can act on it."""
+
+
+class SettingsError(ServeError):
+    """A setting is unknown or has a value that it cannot take."""
+
+
+class ModelError(ServeError):
+    """The model folder holds no servable model, or the model cannot be loaded."""
+
+
+class RequestError(ServeError):
+    """The caller's mistake, and the caller can mend it."""
+
+
+class DecodeError(RequestError):
+    """The body is not what its content type says.
+
+    Args:
+        problem: What was expected and what came, without the place.
+        line: 1-based line of the body, for formats that have lines.
+        column: 1-based column: a CSV cell's number, or a character's in other text formats.
+        record: 1-based number of the record, for formats without lines.
+    """
+
+    def __init__(
+        self, problem: str, *, line: int | None = None, column: int | None = None, record: int | None = None
+    ) -> None:
+        self.problem = problem
+        self.line = line
+        self.column = column
+        self.record = record
+        places = (("line", line), ("column", column), ("record", record))
+        place = ", ".join(f"{name} {value}" for name, value in places if value is not None)
+        super().__init__(f"{problem} ({place})" if place else problem)
+
+
+class MismatchError(RequestError):
+    """Decoded tensors are not what the model takes: a name, a type or a shape."""
+
+
+class ModelNotFound(RequestError):
+    """No model has the name asked for, or there are several and the request chooses none."""
+
+
+class UnsupportedMediaType(RequestError):
+    """No codec decodes the request's content type."""
+
+
+class NotAcceptable(RequestError):
+    """No codec encodes any media type of the request's Accept header."""
+
+
+class EncodeError(RequestError):
+    """The model's outputs have no form in the format that the caller asked for."""
+
+
+class PayloadTooLarge(RequestError):
+    """The body is larger than the limit, or than the memory left can hold."""
+
+
+class NotReady(ServeError):
+    """The model is still loading."""
+
+
+class Overloaded(ServeError):
+    """No permit became free in time.
+
+    Args:
+        message: What is exhausted.
+        retry_after_s: Seconds after which another try makes sense.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(ServeError):
+    """The request took longer than the operator allows one to take."""
+
+
+class OutOfMemory(ServeError):
+    """A single row needs more memory than this server has left for it."""
+
+
+class InferenceError(ServeError):
+    """Onnxruntime failed on a feed that conforms to the model's declared inputs."""
+
+
+def quote(value: object) -> str:
+    """A short, one-line, double-quoted rendering of a piece of payload for an error message.
+
+    Args:
+        value: Text, bytes or anything with a ``str``; at most 40 characters of it are shown.
+    """
+    # Cut before rendering: a payload's cell may be a hundred megabytes long.
+    if isinstance(value, bytes | bytearray | memoryview):
+        text = bytes(value[: _QUOTE_LENGTH + 1]).decode("utf-8", "replace")
+    else:
+        text = str(value)
+    if len(text) > _QUOTE_LENGTH:
+        text = text[:_QUOTE_LENGTH] + "..."
+    printable = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+    return f'"{printable}"'
