@@ -5,6 +5,7 @@ Where each error arises on a request's way::
     bytes --decode--> tensors --conform--> feed --run--> outputs --encode--> bytes
             |                   |                 |                  |
             DecodeError         MismatchError     InferenceError     EncodeError
+                                                  InputRefused
                                                   OutOfMemory
 
 The tree::
@@ -15,6 +16,7 @@ The tree::
     +-- RequestError             the caller's, who can fix it
     |   +-- DecodeError          the body is not what its content type says
     |   +-- MismatchError        decoded, but not what the model takes
+    |   +-- InputRefused         it conforms, but an operator of the model cannot take its values
     |   +-- ModelNotFound        no model of that name, or several and none chosen
     |   +-- UnsupportedMediaType no codec decodes that content type
     |   +-- NotAcceptable        no codec encodes what Accept asks for
@@ -35,6 +37,7 @@ __all__ = [
     "DecodeError",
     "EncodeError",
     "InferenceError",
+    "InputRefused",
     "MismatchError",
     "ModelError",
     "ModelNotFound",
@@ -95,6 +98,10 @@ class MismatchError(RequestError):
     """Decoded tensors are not what the model takes: a name, a type or a shape."""
 
 
+class InputRefused(RequestError):
+    """An operator of the model cannot take these values: an index beyond a table, shapes that do not meet."""
+
+
 class ModelNotFound(RequestError):
     """No model has the name asked for, or there are several and the request chooses none."""
 
@@ -153,8 +160,13 @@ def quote(value: object) -> str:
     # Cut before rendering: a payload's cell may be a hundred megabytes long.
     if isinstance(value, bytes | bytearray | memoryview):
         text = bytes(value[: _QUOTE_LENGTH + 1]).decode("utf-8", "replace")
+    elif isinstance(value, str):
+        text = value[: _QUOTE_LENGTH + 1]
     else:
-        text = str(value)
+        try:
+            text = str(value)
+        except ValueError:  # an integer of more digits than Python renders
+            text = f"a {type(value).__name__} too large to show"
     if len(text) > _QUOTE_LENGTH:
         text = text[:_QUOTE_LENGTH] + "..."
     printable = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

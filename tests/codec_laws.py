@@ -4,10 +4,24 @@ import io
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from onnx_serve.codecs.interface import Answer, Body, Codec, CodecOptions, Layout, MediaType
 from onnx_serve.errors import DecodeError, MismatchError
-from onnx_serve.tensors import MapTable, RowAxis, Signature, Tensors, TensorSpec, Value, Values, conform
+from onnx_serve.raw_data import from_raw, raw_size
+from onnx_serve.tensors import (
+    Array,
+    DataType,
+    MapTable,
+    RowAxis,
+    Signature,
+    Tensors,
+    TensorSpec,
+    Value,
+    Values,
+    conform,
+)
 
 OPTIONS = CodecOptions()
 
@@ -66,6 +80,16 @@ def encode(
     sink = io.BytesIO()
     codec.encode([Answer(blocks, layout)], sink, MediaType(codec.media_types[0]), model, options)
     return sink.getvalue()
+
+
+def arrays_of(
+    dtype: DataType, shape: Sequence[int], text: st.SearchStrategy[str] | None = None
+) -> st.SearchStrategy[Array]:
+    """Arrays of any values of the type, and no others where ``dtype.numpy`` holds more."""
+    if dtype.is_native:
+        return hnp.arrays(dtype.numpy, tuple(shape), elements=text)
+    raw = hnp.arrays(np.uint8, raw_size(int(np.prod(shape)), dtype))
+    return raw.map(lambda codes: from_raw(codes, dtype, shape))
 
 
 def check_round_trip(

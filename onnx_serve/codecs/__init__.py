@@ -1,4 +1,4 @@
-"""Wire formats: one module each, ``encode`` beside ``decode``; ``table`` maps media types to them.
+"""Wire formats: one module each, ``encode`` beside ``decode``; ``table`` lists them all.
 
 A codec knows bytes and tensors, never HTTP, models or settings. It works on blocks, so that a body of any
 size needs memory for a few blocks only:

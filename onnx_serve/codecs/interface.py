@@ -7,7 +7,7 @@ from typing import BinaryIO, Literal, TypeAlias
 
 from onnx_serve.tensors import Signature, Tensors, Values
 
-__all__ = ["Answer", "Body", "Codec", "CodecOptions", "Document", "Layout", "MediaType"]
+__all__ = ["Answer", "Body", "Codec", "CodecOptions", "Document", "ImageOptions", "Layout", "MediaType"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +37,18 @@ class Body:
 
     def read_all(self) -> bytes:
         """The whole body, for formats that cannot be cut."""
-        return self.stream.read()
+        return self.stream.read(self.length)
 
     def lines(self, chunk_bytes: int) -> Iterator[bytes]:
         """The body in pieces that end with a newline, each of about ``chunk_bytes`` or one longer line.
 
-        Only the last piece may lack the newline. No piece is empty.
+        Only the last piece may lack the newline. It is a line alone only where no newline is read along with it,
+        or the body's length is a multiple of ``chunk_bytes``. No piece is empty.
         """
         rest: list[bytes] = []
-        while chunk := self.stream.read(chunk_bytes):
-            end = chunk.rfind(b"\n") + 1
+        while chunk := self._read(chunk_bytes):
+            is_last = len(chunk) < chunk_bytes
+            end = len(chunk) if is_last else chunk.rfind(b"\n") + 1
             if not end:
                 rest.append(chunk)
                 continue
@@ -54,6 +56,15 @@ class Body:
             rest = [chunk[end:]] if end < len(chunk) else []
         if rest:
             yield b"".join(rest)
+
+    def _read(self, size: int) -> bytes:
+        """So many bytes, or fewer at the stream's end only, whatever the stream gives at once."""
+        parts = [self.stream.read(size)]
+        missing = size - len(parts[0])
+        while missing and parts[-1]:
+            parts.append(self.stream.read(missing))
+            missing -= len(parts[-1])
+        return b"".join(parts)
 
 
 class Layout(Enum):
@@ -78,11 +89,13 @@ class Document:
             0 (no records: no block). Without rows, a block is what one run takes, and one record.
         layout: How the answer is laid out.
         request_id: The Open Inference Protocol's ``id``, echoed in the answer.
+        outputs: Names of the outputs that an OIP answer holds, in its order; none for all of them.
     """
 
     blocks: Iterable[Tensors]
     layout: Layout = Layout.RECORDS
     request_id: str | None = None
+    outputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +106,36 @@ class Answer:
         blocks: Outputs by name in the signature's order, for each input block or piece of one, in order.
         layout: The document's.
         request_id: The document's.
+        outputs: The document's.
     """
 
     blocks: Iterable[Values]
     layout: Layout = Layout.RECORDS
     request_id: str | None = None
+    outputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ImageOptions:
+    """How a model wants its images; what is None follows from the model's input.
+
+    Attributes:
+        layout: The order of an image's dimensions in the input, ``chw`` or ``hwc``.
+        size: Height and width to resize to, where the input leaves them free.
+        scale: What pixels of 0 to 255 are multiplied by first; 1/255 if None.
+        mean: Subtracted next, one number or one a channel.
+        std: What is divided by last, one number or one a channel.
+        channel_order: The order of a colour image's channels in the input.
+        max_pixels: Larger images are refused before they are decoded.
+    """
+
+    layout: Literal["chw", "hwc"] | None = None
+    size: tuple[int, int] | None = None
+    scale: float | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    channel_order: Literal["rgb", "bgr"] = "rgb"
+    max_pixels: int = 1 << 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +150,7 @@ class CodecOptions:
             or the bare words ``NaN`` and ``Infinity``.
         text_trailing_newline: Whether text answers end with a newline.
         chunk_bytes: Bytes of a record format that are decoded at once.
+        image: How the model wants its images; None for what follows from its input.
     """
 
     model_name: str = "model"
@@ -120,6 +159,7 @@ class CodecOptions:
     json_non_finite: Literal["string", "null", "literal"] = "string"
     text_trailing_newline: bool = True
     chunk_bytes: int = 1 << 20
+    image: ImageOptions | None = None
 
 
 Decode: TypeAlias = Callable[[Body, MediaType, Signature, CodecOptions], Iterator[Document]]
@@ -137,9 +177,11 @@ class Codec:
             first block is there, and only appends, except that it may seek back over what it wrote.
         whole: Bytes of memory that a byte of body needs at the peak, for formats that cannot be cut into
             blocks; 0 for the others.
+        mirrored: Whether a caller who sends this format and has no wish is answered in it.
     """
 
     media_types: tuple[str, ...]
     decode: Decode | None
     encode: Encode | None
     whole: float = 0
+    mirrored: bool = False

@@ -1,0 +1,196 @@
+"""``onnx-serve convert`` and ``onnx-serve package``: arguments, progress, exit codes.
+
+Exit codes: 0 written; 2 a wrong argument, artifact or sample; 3 refused, as no model answers like the original;
+1 anything unforeseen. Nothing is written unless it is 0.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from converters.artifact import EXTRAS, FRAMEWORKS, detect
+from converters.errors import ConversionError, ConversionRefused, MissingExtra
+from onnx_serve.errors import ModelError, ServeError, quote
+
+__all__ = ["convert", "main"]
+
+_EXIT_USAGE, _EXIT_REFUSED = 2, 3
+_EPILOG = """\
+Reading pickle, joblib and TorchScript files runs code that is in them. With --trust-pickle they are read in a
+process of its own, with an empty environment, limits and a timeout, and without network where the kernel allows
+that. This is not a sandbox: the code can still read and write what you can. Trust only what you made or had checked.
+
+examples:
+  onnx-serve convert model.ubj --output model/
+  onnx-serve convert pipeline.joblib --output model/ --trust-pickle --sample rows.csv
+  onnx-serve package model/ -o model.tar.gz
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one of the two commands and returns its exit code.
+
+    Args:
+        arguments: The command's name first; those of the process by default.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        if options.command == "package":
+            return _package(options)
+        return _convert(options)
+    except ConversionRefused as ex:
+        return _fail(ex, _EXIT_REFUSED)
+    except ModelError as ex:
+        return _fail(ex, _EXIT_REFUSED)
+    except ServeError as ex:
+        return _fail(ex, _EXIT_USAGE)
+
+
+def convert(
+    artifact: Path,
+    output: Path,
+    *,
+    force: bool = False,
+    timeout_s: float = 1800,
+    steps: Sequence[str] = (),
+    progress: Any = None,
+    **request: Any,
+) -> Any:
+    """Converts a file into a model folder, as the command does: read apart, proven here.
+
+    Args:
+        artifact: The file.
+        output: The folder to make.
+        force: Whether an existing folder is replaced.
+        timeout_s: Seconds that reading and converting may take.
+        steps: Of ``reductions.STEPS``, in order.
+        progress: Told what is being done, in a few words.
+        request: Further fields of ``conversion.Request``.
+
+    Returns:
+        The ``parity.Report``.
+
+    Raises:
+        ConversionError: The artifact, sample or output is not what was expected.
+        ConversionRefused: No model answers as the original does.
+    """
+    kind = detect(artifact)
+    if find_spec("onnx") is None:
+        raise MissingExtra(EXTRAS[kind.framework or "sklearn"], "onnx")
+    # These load onnxruntime; the help and wrong arguments do not wait for it.
+    from converters import artifact as artifacts  # noqa: PLC0415
+    from converters import conversion as conversions  # noqa: PLC0415
+    from converters.frameworks import check_request  # noqa: PLC0415
+    from converters.isolation import convert_apart  # noqa: PLC0415
+    from converters.reductions import apply  # noqa: PLC0415
+
+    progress = progress or conversions.say_nothing
+    artifacts.check_output(output, force=force)
+    sample = request.pop("sample", None)
+    # The child has another working directory.
+    wanted = conversions.Request(
+        artifact=str(artifact.resolve()), sample=str(Path(sample).resolve()) if sample else None, **request
+    )
+    check_request(wanted)
+    with convert_apart(wanted, timeout_s=timeout_s, progress=progress) as conversion:
+        for note in conversion.notes:
+            progress(f"note: {note}")
+        reduced, figures = apply(conversion, steps, wanted.tolerances, progress)
+        progress("proving it again, and writing")
+        return conversions.finish(
+            reduced, output, source_sha256=artifacts.hash_file(artifact), force=force, figures=figures
+        )
+
+
+def _convert(options: argparse.Namespace) -> int:
+    report = convert(
+        options.artifact, options.output, force=options.force, timeout_s=options.timeout,
+        steps=[step for step in ("optimize", "float16", "quantize") if getattr(options, step)],
+        progress=lambda text: print(f"onnx-serve: {text}", file=sys.stderr, flush=True),
+        framework=options.framework, sample=options.sample, trust_pickle=options.trust_pickle,
+        options=_pairs(options.option, "--option"),
+        tolerances=_numbers(_pairs(options.tolerance, "--tolerance")),
+    )  # fmt: skip
+    for line in report.lines():
+        print(line)
+    print(f"written: {options.output}")
+    return 0
+
+
+def _package(options: argparse.Namespace) -> int:
+    from converters.package import package  # noqa: PLC0415  loads onnxruntime
+
+    figures = package(options.folder, options.output, force=options.force)
+    print(f"written: {options.output} ({figures})")
+    return 0
+
+
+def _fail(ex: ServeError, code: int) -> int:
+    print(f"onnx-serve: {ex}", file=sys.stderr)
+    return code
+
+
+def _pairs(words: Sequence[str], flag: str) -> dict[str, str]:
+    pairs = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not key or not equals:
+            raise ConversionError(f"{flag}: expected key=value, got {quote(word)}")
+        pairs[key] = value
+    return pairs
+
+
+def _numbers(pairs: dict[str, str]) -> dict[str, float]:
+    try:
+        return {key: float(value) for key, value in pairs.items()}
+    except ValueError:
+        raise ConversionError("--tolerance: expected key=number") from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="onnx-serve", description="Make model folders from trained models.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    convert_parser = commands.add_parser(
+        "convert",
+        help="make a model folder from a trained model",
+        description="Convert a trained model to ONNX, prove that both answer the same, and write a model folder.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = convert_parser.add_argument
+    add("artifact", metavar="ARTIFACT", type=Path, help="the trained model's file")
+    add("--output", "-o", metavar="DIR", type=Path, required=True, help="the folder to make")
+    add(
+        "--framework", default="auto", choices=("auto", *FRAMEWORKS), help="default: told by the file's bytes"
+    )
+    add("--sample", metavar="FILE", help="rows to prove it on: .csv, .jsonl, .json, .parquet, .npy or .npz")
+    add(
+        "--option",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="of the framework, see docs/converters.md",
+    )
+    add("--tolerance", metavar="KEY=NUMBER", action="append", default=[], help="rtol, atol, ties or rows")
+    add("--trust-pickle", action="store_true", help="read files that run code (see below)")
+    add(
+        "--timeout", metavar="S", type=float, default=1800.0, help="seconds for reading and converting (1800)"
+    )
+    add("--force", action="store_true", help="replace an existing folder")
+    add("--optimize", action="store_true", help="store the graph as onnxruntime optimises it offline")
+    add("--float16", action="store_true", help="compute in half precision")
+    add("--quantize", choices=("dynamic",), help="8-bit weights; rows then depend on the rows beside them")
+    package_parser = commands.add_parser(
+        "package",
+        help="make model.tar.gz of a model folder",
+        description="Pack a model folder flat, without links, always to the same bytes, and load it from there.",
+    )
+    package_parser.add_argument("folder", metavar="DIR", type=Path, help="the model folder")
+    package_parser.add_argument(
+        "--output", "-o", metavar="FILE", type=Path, required=True, help="model.tar.gz"
+    )
+    package_parser.add_argument("--force", action="store_true", help="replace an existing file")
+    return parser

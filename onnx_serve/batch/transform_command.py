@@ -1,0 +1,321 @@
+"""The command ``onnx-serve transform``: its arguments, the run, what it prints, its exit code."""
+
+import argparse
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from onnx_serve import allocator
+from onnx_serve.batch.data_processing import DataProcessing
+from onnx_serve.batch.input_files import InputFile, find_inputs
+from onnx_serve.batch.job_record import JobRecord, job_digest
+from onnx_serve.batch.json_path import ROOT, JsonPath, parse_path
+from onnx_serve.batch.output_folder import OutputFolder
+from onnx_serve.batch.progress import Progress
+from onnx_serve.batch.transform_job import MAX_RETRIES, MAX_TIMEOUT_S, TransformJob
+from onnx_serve.errors import ModelError, ServeError, SettingsError
+from onnx_serve.machine import read_machine
+from onnx_serve.settings import Settings
+
+if TYPE_CHECKING:
+    from onnx_serve.batch.transform import FileResult
+    from onnx_serve.batch.transform_requests import Plan, Target
+
+__all__ = ["add_parser", "job_environment", "run"]
+
+EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 130, 143
+
+_EPILOG = """\
+examples:
+  onnx-serve transform data/*.csv --output predictions --model-dir sample_models/iris-classifier
+  onnx-serve transform data --output predictions --url http://127.0.0.1:8080
+  onnx-serve transform data --output predictions --split-type line --accept text/csv \\
+      --assemble-with line --input-filter '$[1:]' --join-source input --output-filter '$[0,-1]'
+
+Exit codes: 0 every input is done; 1 some failed, or the server cannot be reached; 2 a wrong argument or
+setting, or another run writes to the folder; 3 no servable model; 130 and 143 stopped by a signal. The same
+command again does what is left.
+"""
+_PLATFORM_OPTIONS = (
+    "split_type",
+    "strategy",
+    "max_payload_mb",
+    "max_concurrent",
+    "assemble_with",
+    "input_filter",
+    "output_filter",
+    "join_source",
+)
+_STRATEGIES = {"multi": "MULTI_RECORD", "single": "SINGLE_RECORD", None: None}
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
+    """Adds the command to the program's."""
+    parser = commands.add_parser(
+        "transform",
+        help="run a batch job over files",
+        description="Answer every record of the input files: one output file an input, NAME.out, in the same order.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("inputs", metavar="INPUT", nargs="+", help="a file, a folder, or a pattern (quoted)")
+    parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="folder of the outputs")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="remove the outputs of finished inputs and do them again"
+    )
+    parser.add_argument("--url", help="send requests to a running server instead of loading the model here")
+    parser.add_argument("--content-type", metavar="TYPE", help="of all inputs (default: by their suffixes)")
+    parser.add_argument(
+        "--accept", metavar="TYPE", help="of the outputs (default: the inputs', if it can be)"
+    )
+    parser.add_argument("--compression", choices=("auto", "none", "gzip"), default="auto",
+                        help="of the inputs (default: auto, gzip for names that end with .gz)")  # fmt: skip
+    parser.add_argument("--timeout-s", metavar="N", type=int, default=600,
+                        help=f"of one request to --url, 1 to {MAX_TIMEOUT_S} (default: 600)")  # fmt: skip
+    parser.add_argument("--max-retries", metavar="N", type=int, default=MAX_RETRIES,
+                        help=f"of one request to --url, 0 to {MAX_RETRIES} (default: {MAX_RETRIES})")  # fmt: skip
+    parser.add_argument("--quiet", action="store_true", help="show failures and the summary only")
+    _add_platform_options(parser)
+    parser.set_defaults(host=None, port=None)
+    return parser
+
+
+def _add_platform_options(parser: argparse.ArgumentParser) -> None:
+    platform = parser.add_argument_group(
+        "as SageMaker's Batch Transform", "any of these makes requests the way the platform makes them"
+    )
+    platform.add_argument(
+        "--split-type", choices=("none", "line", "recordio"), help="what ends a record (default: none)"
+    )
+    platform.add_argument(
+        "--strategy", choices=("multi", "single"), help="records of a request (default: the model's answer)"
+    )
+    platform.add_argument(
+        "--max-payload-mb", metavar="N", type=int, help="of a request; 0 for any size, sent in chunks"
+    )
+    platform.add_argument("--max-concurrent", metavar="N", type=int, help="requests at once")
+    platform.add_argument(
+        "--assemble-with", choices=("none", "line"), help="what ends an answer (default: none)"
+    )
+    platform.add_argument("--input-filter", metavar="JSONPATH", help="what of a record is sent (default: $)")
+    platform.add_argument(
+        "--output-filter", metavar="JSONPATH", help="what of an answer is kept (default: $)"
+    )
+    platform.add_argument(
+        "--join-source", choices=("none", "input"), help="what is put before an answer (default: none)"
+    )
+
+
+def job_environment(options: argparse.Namespace) -> dict[str, str]:
+    """The variables that the platform would set for a job of these options.
+
+    Raises:
+        SettingsError: An option is not what the platform takes.
+    """
+    return _job(options).environment()
+
+
+def run(options: argparse.Namespace, settings: Settings) -> int:
+    """Runs the command.
+
+    Args:
+        options: Of ``add_parser``'s parser.
+        settings: With what ``job_environment`` says.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        SettingsError: An argument is wrong, or another run writes to the output folder.
+        ModelError: There is no servable model.
+    """
+    job = _job(options)
+    if options.url is not None and options.model_dir is not None:
+        raise SettingsError("--url and --model-dir: expected one of them, got both")
+    output = OutputFolder(options.output)
+    files = find_inputs(options.inputs, options.output)
+    summary = _Summary(len(files))
+    with output.lock():
+        left = files
+        if not options.overwrite:
+            left = [file for file in files if not output.is_done(file.name, file.path)]
+        summary.finished = len(files) - len(left)
+        record, digest = JobRecord(output.path), job_digest(job, options.url, settings)
+        if summary.finished:
+            record.check(digest)
+        progress = Progress(sys.stderr, len(left), sum(file.size for file in left), quiet=options.quiet)
+        try:
+            with _sigterm_raises(), closing(progress):
+                for result in _results(
+                    left, output, job, options.url, settings, progress, lambda: record.write(digest)
+                ):
+                    summary.add(result)
+                    if result.error:
+                        progress.line(f"onnx-serve: {result.name}: {result.error}")
+        except (SettingsError, ModelError):
+            raise
+        except OSError as ex:
+            raise SettingsError(f"--output {output.path}: {ex.strerror or ex}") from ex
+        except ServeError as ex:
+            progress.line(f"onnx-serve: {ex}")
+            return EXIT_FAILED
+        except KeyboardInterrupt:
+            return summary.stopped(EXIT_INTERRUPTED)
+        except _Terminated:
+            return summary.stopped(EXIT_TERMINATED)
+    summary.show()
+    return EXIT_FAILED if summary.failed else EXIT_DONE
+
+
+class _Terminated(Exception):
+    """SIGTERM came."""
+
+
+class _Summary:
+    """What became of all inputs."""
+
+    def __init__(self, files: int) -> None:
+        self.finished = self.done = self.failed = 0
+        self._files = files
+        self._rows = self._read_bytes = self._written_bytes = 0
+        self._begin = time.monotonic()
+
+    def add(self, result: "FileResult") -> None:
+        """Counts one."""
+        if result.error:
+            self.failed += 1
+            return
+        self.done += 1
+        self._rows += result.rows
+        self._read_bytes += result.read_bytes
+        self._written_bytes += result.written_bytes
+
+    def text(self) -> str:
+        """One line."""
+        seconds = time.monotonic() - self._begin
+        return (
+            f"{self._files} files: {self.done} done, {self.finished} finished before, {self.failed} failed; "
+            f"{self._rows:,} rows, {self._read_bytes:,} bytes in, {self._written_bytes:,} bytes out, "
+            f"{seconds:.1f} s, {self._rows / max(seconds, 1e-9):,.0f} rows/s"
+        )
+
+    def show(self) -> None:
+        """Prints it."""
+        sys.stdout.write(f"{self.text()}\n")
+
+    def stopped(self, code: int) -> int:
+        """Prints what was done before a signal came."""
+        self.show()
+        sys.stderr.write("onnx-serve: stopped; the same command again does what is left\n")
+        return code
+
+
+def _results(
+    files: list[InputFile],
+    output: OutputFolder,
+    job: TransformJob,
+    url: str | None,
+    settings: Settings,
+    progress: Progress,
+    begin: Callable[[], None],
+) -> "Iterator[FileResult]":
+    from onnx_serve.batch.transform import FileResult, transform  # noqa: PLC0415  NumPy comes with it
+
+    if all(file.problem for file in files):
+        # No model is loaded for nothing.
+        yield from (FileResult(file.name, "failed", error=file.problem) for file in files)
+        return
+    target, plan = _target(job, url, settings, progress)
+    with closing(target), closing(transform(files, output, target, plan, progress)) as results:
+        # What is to be done again is gone before it is said whose the outputs are.
+        for file in files:
+            output.remove(file.name)
+        begin()
+        yield from results
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Ends the block as Ctrl-C does, so that nothing half done is left; only in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(_number: int, _frame: FrameType | None) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _job(options: argparse.Namespace) -> TransformJob:
+    given = {name: getattr(options, name) for name in _PLATFORM_OPTIONS}
+    job = TransformJob(
+        content_type=options.content_type,
+        accept=options.accept,
+        compression=options.compression,
+        platform=any(value is not None for value in given.values()),
+        split_type=options.split_type or "none",
+        batch_strategy=_STRATEGIES[options.strategy],
+        max_payload_mb=options.max_payload_mb,
+        max_concurrent=options.max_concurrent,
+        assemble_with=options.assemble_with or "none",
+        processing=DataProcessing(
+            _path("--input-filter", options.input_filter),
+            options.join_source == "input",
+            _path("--output-filter", options.output_filter),
+        ),
+        timeout_s=options.timeout_s,
+        max_retries=options.max_retries,
+    )
+    job.check()
+    return job
+
+
+def _path(option: str, text: str | None) -> JsonPath:
+    try:
+        return ROOT if text is None else parse_path(text)
+    except SettingsError as ex:
+        raise SettingsError(f"{option}: {ex}") from ex
+
+
+def _target(
+    job: TransformJob, url: str | None, settings: Settings, progress: Progress
+) -> "tuple[Target, Plan]":
+    """What answers the requests, ready, and how they are made."""
+    if url is not None:
+        from onnx_serve.batch.container_client import Container  # noqa: PLC0415  NumPy comes with it
+
+        container = Container(url, job.timeout_s, job.max_retries)
+        container.check()
+        return container, _plan(job, container, None)
+    machine = read_machine()
+    allocator.tune(machine.memory_limit_bytes)
+    from onnx_serve.batch.local_model import LocalModel  # noqa: PLC0415  NumPy and pyarrow come after the allocator is tuned
+    from onnx_serve.repository import Repository  # noqa: PLC0415
+
+    repository = Repository(settings, machine)
+    repository.load()
+    model = LocalModel(repository, lambda rows: progress.add(rows=rows))
+    # One request decodes while the slots run.
+    return model, _plan(job, model, model.slots + 1)
+
+
+def _plan(job: TransformJob, target: "Target", concurrent: int | None) -> "Plan":
+    from onnx_serve.batch.transform_requests import Plan  # noqa: PLC0415
+
+    if job.platform:
+        return Plan.of_platform(job, target.execution_parameters())
+    if concurrent is None:
+        answered = target.execution_parameters()
+        concurrent = max(answered.max_concurrent_transforms, 1) if answered else 1
+    return Plan.whole_files(job, concurrent)

@@ -1,0 +1,334 @@
+"""One loaded model: the only door to onnxruntime.
+
+Everything else sees a ``Model``: its signature, and ``run`` from a feed to outputs. Sessions are shared by
+threads; onnxruntime releases the interpreter's lock while it runs.
+"""
+
+import importlib
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from onnx_serve import ort_values, rows
+from onnx_serve.errors import InferenceError, InputRefused, ModelError, OutOfMemory, ServeError, quote
+from onnx_serve.gpu_driver import driver_problem, read_driver_version
+from onnx_serve.model_files import input_shapes
+from onnx_serve.tensors import Feed, RowAxis, Signature, TensorSpec, Values
+
+# From 1.29 on, onnxruntime's wheels report usage to their maker unless this is set before the import
+# (https://github.com/microsoft/onnxruntime/blob/main/docs/Privacy.md).
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+try:
+    import onnxruntime as ort
+except ModuleNotFoundError:
+    raise ModelError(
+        'onnxruntime is not installed: pip install "onnx-serve[cpu]" or "onnx-serve[gpu]"'
+    ) from None
+
+__all__ = ["EXTENSIONS", "Model", "SessionOptions", "choose_providers", "load_model"]
+
+_log = logging.getLogger("onnx_serve")
+
+Run = Callable[[Feed], Values]
+
+EXTENSIONS = "onnxruntime-extensions"
+
+# Azure's provider calls a remote service and is listed by every wheel; it is never chosen by "auto".
+_CUDA = "CUDAExecutionProvider"
+_AUTO_PROVIDERS = (_CUDA, "CPUExecutionProvider")
+# How onnxruntime words that an allocation failed (core/framework/bfc_arena.cc, cuda_call.cc).
+_OUT_OF_MEMORY = ("Failed to allocate memory", "Available memory of", "out of memory", "bad allocation")
+# How onnxruntime words that an operator failed (core/framework/sequential_executor.cc); the status message
+# may begin with the path of a source file.
+_NODE_FAILED = re.compile(
+    r"while running (?P<operator>\w+) node\..*?Status Message: (?:/\S+ )?(?P<status>.*)"
+)
+# onnxruntime_pybind_mlvalue.cc: what it says of an empty dictionary.
+_EMPTY_MAP = "Size of dictionary is empty"
+# core/graph/graph.cc: what it says of an operator, or a version of one, that nobody has registered.
+_UNKNOWN_OPERATOR = "is not a registered function/op"
+_CUDA_FAILURE = re.compile(r"CU\w+ failure \d+: [^;]+")
+_DEVICE_FAILED = re.compile(r"CUDA|CUDNN|CUBLAS|cuda|HIP|TensorRT")
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """How a session is made.
+
+    Attributes:
+        providers: Names of execution providers, or ``"auto"``.
+        provider_options: Options by provider name.
+        intra_op_threads: Threads that share one run.
+        config: onnxruntime's session configuration entries, passed on as they are.
+        outputs: Names of the outputs to answer, in order; empty for all.
+        custom_op_libraries: Shared libraries of operators that onnxruntime has not: paths, or
+            ``onnxruntime-extensions`` for the one of that package. They run with the server's rights, so only its
+            operator names them, never a model folder or a request.
+    """
+
+    providers: str | Sequence[str] = "auto"
+    provider_options: Mapping[str, Mapping[str, Any]] | None = None
+    intra_op_threads: int = 1
+    config: Mapping[str, str] | None = None
+    outputs: Sequence[str] = ()
+    custom_op_libraries: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that can be run.
+
+    Attributes:
+        name: What callers call it.
+        signature: Its inputs and outputs, and how they relate to records.
+        run: From a feed (arrays of exactly the signature's types and shapes) to the outputs by name.
+            Thread-safe. Raises ``InferenceError``, ``InputRefused`` or ``OutOfMemory``.
+        providers: The execution providers of the session, in order of preference.
+        provider_options: By provider, the options that onnxruntime took, spelled its way.
+        session_options: What the session was made with, spelled onnxruntime's way.
+        metadata: The model's own key-value pairs.
+    """
+
+    name: str
+    signature: Signature
+    run: Run
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    provider_options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    session_options: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+def load_model(path: Path, name: str, options: SessionOptions) -> Model:
+    """Loads a model file and runs it, so that what it declares is known to be true.
+
+    The caller has checked the file (``model_check.check_model_file``).
+
+    Raises:
+        ModelError: onnxruntime cannot load it, an execution provider is missing, an output is unknown, or
+            an input or output has a type that Python cannot feed or get.
+    """
+    providers = choose_providers(options.providers, ort.get_available_providers())
+    if _CUDA in providers:
+        problem = driver_problem(
+            read_driver_version(), f"{ort.package_name} {ort.__version__}", ort.cuda_version or ""
+        )
+        providers = _prepare_cuda(providers, problem, required=options.providers != "auto")
+    session = _open_session(path, options, providers)
+    declared = Signature(
+        _inputs(session, path),
+        _select(tuple(map(_spec, session.get_outputs())), options.outputs),
+        RowAxis.NONE,
+        defaults=tuple(map(_spec, session.get_overridable_initializers())),
+    )
+    run = _runner(session, declared)
+    model = Model(
+        name,
+        rows.warm_up(run, rows.infer_row_axis(declared), name),
+        run,
+        tuple(session.get_providers()),
+        session.get_provider_options(),
+        _echo(session.get_session_options(), options.config or {}),
+        dict(session.get_modelmeta().custom_metadata_map),
+    )
+    _check_started(providers, model, required=options.providers != "auto")
+    return model
+
+
+def choose_providers(wanted: str | Sequence[str], available: Sequence[str]) -> list[str]:
+    """The execution providers to ask for, in order.
+
+    ``"auto"`` takes CUDA where the installed onnxruntime has it, then the CPU. A list is taken as it is.
+
+    Raises:
+        ModelError: One that was asked for is not in the installed onnxruntime.
+    """
+    if isinstance(wanted, str):
+        return [name for name in _AUTO_PROVIDERS if name in available]
+    for name in wanted:
+        if name not in available:
+            raise ModelError(
+                f"{name} was asked for, but the installed onnxruntime has only {', '.join(available)}"
+            )
+    return list(wanted)
+
+
+def _prepare_cuda(providers: list[str], problem: str | None, *, required: bool) -> list[str]:
+    """Loads CUDA's libraries, which come as wheels of their own, or leaves CUDA out if the driver is too old.
+
+    Args:
+        providers: What the session is to run on.
+        problem: What ``driver_problem`` says.
+        required: Whether CUDA was asked for by name.
+
+    Raises:
+        ModelError: It was, and cannot start.
+    """
+    if problem is None:
+        ort.preload_dlls()
+        return providers
+    if required:
+        raise ModelError(problem)
+    _log.warning("%s; running on the CPU", problem)
+    return [name for name in providers if name != _CUDA]
+
+
+def _check_started(providers: Sequence[str], model: Model, *, required: bool) -> None:
+    """Whether the session has every provider that was asked for; onnxruntime itself falls back silently."""
+    for provider in providers:
+        if provider not in model.providers:
+            message = f"{provider} could not be started; the session runs on {', '.join(model.providers)}"
+            if required:
+                raise ModelError(message)
+            _log.warning("%s: %s", model.name, message)
+
+
+def _open_session(path: Path, options: SessionOptions, providers: list[str]) -> ort.InferenceSession:
+    """A session on these providers; under "auto" one on the CPU alone if CUDA cannot start."""
+    try:
+        return _create_session(path, options, providers)
+    except ModelError as ex:
+        if options.providers != "auto" or _CUDA not in providers:
+            raise
+        _log.warning("%s", ex)
+        return _create_session(path, options, [name for name in providers if name != _CUDA])
+
+
+def _create_session(path: Path, options: SessionOptions, providers: Sequence[str]) -> ort.InferenceSession:
+    # One thread a run and several runs at once give the most rows per CPU-second, and the memory pattern
+    # doubles the peak from the second run on at no gain in time: both measured, docs/decisions/0002.
+    session_options = ort.SessionOptions()
+    session_options.intra_op_num_threads = options.intra_op_threads
+    session_options.inter_op_num_threads = 1
+    session_options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    session_options.enable_mem_pattern = False
+    # Fatal only: what goes wrong is raised, and said once, by us.
+    session_options.log_severity_level = 4
+    for library in options.custom_op_libraries:
+        _register_operators(session_options, library)
+    if options.intra_op_threads > 1:
+        session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        for key, value in (options.config or {}).items():
+            session_options.add_session_config_entry(key, value)
+        given = options.provider_options or {}
+        # onnxruntime's own fall-back prints to standard output, and would also act in the middle of a run.
+        return ort.InferenceSession(
+            str(path),
+            session_options,
+            providers=[(name, dict(given.get(name, {}))) for name in providers],
+            enable_fallback=0,
+        )
+    except Exception as ex:  # onnxruntime raises classes of its own, plain RuntimeError and others
+        reason = _one_line(ex, path)
+        if _UNKNOWN_OPERATOR in reason:
+            reason += "; a library of custom operators has to be listed in custom_op_libraries"
+        raise ModelError(f"{path.name}: onnxruntime cannot load the model: {reason}") from ex
+
+
+def _register_operators(session_options: ort.SessionOptions, library: str) -> None:
+    """Makes a library's operators known to a session.
+
+    https://onnxruntime.ai/docs/reference/operators/add-custom-op.html,
+    https://github.com/microsoft/onnxruntime-extensions#python-installation
+    """
+    path = library
+    if library == EXTENSIONS:
+        try:
+            path = importlib.import_module("onnxruntime_extensions").get_library_path()
+        except ModuleNotFoundError:
+            raise ModelError(
+                f'custom_op_libraries: {EXTENSIONS} is not installed: pip install "onnx-serve[extensions]"'
+            ) from None
+    elif not Path(library).is_file():
+        # The name only: who loads a model over HTTP reads this too.
+        raise ModelError(
+            f"custom_op_libraries: expected a file, found none called {quote(Path(library).name)}"
+        )
+    try:
+        session_options.register_custom_ops_library(path)
+    except Exception as ex:  # onnxruntime's own classes and RuntimeError
+        # The loader's words name the file by its path, which may reach a caller who loads a model.
+        reason = _one_line(ex).replace(path, Path(path).name)
+        raise ModelError(f"custom_op_libraries: {Path(library).name} cannot be loaded: {reason}") from ex
+
+
+def _echo(taken: ort.SessionOptions, config: Mapping[str, str]) -> dict[str, str]:
+    entries = {key: taken.get_session_config_entry(key) for key in config}
+    return {
+        "intra_op_num_threads": str(taken.intra_op_num_threads),
+        "inter_op_num_threads": str(taken.inter_op_num_threads),
+        "enable_mem_pattern": str(taken.enable_mem_pattern),
+        **entries,
+    }
+
+
+def _spec(node: ort.NodeArg) -> TensorSpec:
+    shape = node.shape if isinstance(node.shape, list) else []
+    return TensorSpec(node.name, node.type, tuple(shape))
+
+
+def _inputs(session: ort.InferenceSession, path: Path) -> tuple[TensorSpec, ...]:
+    specs = tuple(map(_spec, session.get_inputs()))
+    if all(spec.shape or not spec.is_tensor for spec in specs):
+        return specs
+    names = input_shapes.undeclared(path)
+    return tuple(
+        replace(spec, any_shape=spec.is_tensor and not spec.shape and (names is None or spec.name in names))
+        for spec in specs
+    )
+
+
+def _select(outputs: tuple[TensorSpec, ...], names: Sequence[str]) -> tuple[TensorSpec, ...]:
+    by_name = {spec.name: spec for spec in outputs}
+    for name in names:
+        if name not in by_name:
+            raise ModelError(f'outputs: the model has no output "{name}", only {", ".join(by_name)}')
+    return tuple(by_name[name] for name in names) if names else outputs
+
+
+def _runner(session: ort.InferenceSession, declared: Signature) -> Run:
+    """A run whose errors say whose fault they are.
+
+    Raises:
+        ModelError: A value has a type that onnxruntime's Python interface does not take or give.
+    """
+    call = ort_values.make_call(session, declared, ort.OrtValue)
+
+    def run(feed: Feed) -> Values:
+        try:
+            return call(feed)
+        except Exception as ex:  # onnxruntime's own classes, RuntimeError, and others
+            raise _run_error(_one_line(ex)) from ex
+
+    return run
+
+
+def _run_error(message: str) -> ServeError:
+    """Whose fault it is that a run failed, judged by onnxruntime's words.
+
+    A model that has run once fails on a conforming feed because of the values or free dimensions in it: an
+    index beyond a table, shapes that cannot be broadcast. Memory and devices are the exceptions.
+    """
+    if _EMPTY_MAP in message:
+        return InputRefused("onnxruntime cannot take a map without entries")
+    if any(words in message for words in _OUT_OF_MEMORY):
+        return OutOfMemory(f"the run needs more memory than there is: {message}")
+    failed = _NODE_FAILED.search(message)
+    if failed and not _DEVICE_FAILED.search(message):
+        return InputRefused(f"the model cannot run this input: {failed['operator']}: {failed['status']}")
+    return InferenceError(message)
+
+
+def _one_line(ex: Exception, path: Path | None = None) -> str:
+    """The message of onnxruntime without its code prefix, line breaks and the model's folder."""
+    text = " ".join(str(ex).split())
+    if path is not None:
+        text = text.replace(f"{path.parent}{os.sep}", "")
+    # CUDA's own words stand between a C++ signature of half a kilobyte and the expression that failed.
+    if failure := _CUDA_FAILURE.search(text):
+        text = failure[0]
+    return text.removeprefix("[ONNXRuntimeError] : ")[:500]

@@ -1,0 +1,203 @@
+"""From a model file to something that answers requests: checked, admitted, loaded and tried."""
+
+import ctypes
+import gc
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onnx_serve.admission import Admission
+from onnx_serve.batching import Engine, default_block_rows
+from onnx_serve.codecs.interface import CodecOptions, ImageOptions
+from onnx_serve.errors import ModelError, OutOfMemory
+from onnx_serve.inference import Inference, Limits
+from onnx_serve.machine import Machine
+from onnx_serve.model_files.model_check import check_model_file
+from onnx_serve.model_files.model_folder import ModelFile
+from onnx_serve.model_files.onnx_file import OnnxFile
+from onnx_serve.oip_inference import OipInference
+from onnx_serve.settings import Settings
+
+if TYPE_CHECKING:
+    from onnx_serve.model import Model
+
+__all__ = ["Loader", "Served", "load_bytes", "release_memory"]
+
+_log = logging.getLogger("onnx_serve")
+
+_MIB = 1 << 20
+# Left for requests and for what the kernel needs; docs/decisions has the order of start.
+_RESERVE_BYTES = 256 * _MIB
+_RESERVE_SHARE = 20
+_SESSION_BYTES = 16 * _MIB
+# How onnxruntime and the C++ library word that an allocation failed, here while a session is made.
+_OUT_OF_MEMORY = (
+    "Failed to allocate memory",
+    "Available memory of",
+    "out of memory",
+    "bad allocation",
+    "bad_alloc",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One loaded model.
+
+    Attributes:
+        model: What onnxruntime made of the file.
+        file: What the file says of itself.
+        inference: Answers requests for it.
+        oip: Answers those of the Open Inference Protocol.
+    """
+
+    model: "Model"
+    file: OnnxFile
+    inference: Inference
+    oip: OipInference
+
+
+class Loader:
+    """Loads model files within the memory there is. Thread-safe.
+
+    Args:
+        machine: What this container has.
+        slots: Concurrent runs of each model.
+        admission: Shared by all models.
+    """
+
+    def __init__(self, machine: Machine, slots: int, admission: Admission) -> None:
+        self._machine = machine
+        self._slots = slots
+        self._admission = admission
+        self._lock = threading.Lock()
+        self._pending_bytes = 0
+
+    def load(
+        self, file: ModelFile, root: Path, settings: Settings, *, admit: bool, log_level: int = logging.INFO
+    ) -> Served:
+        """Loads a model and runs it once.
+
+        Args:
+            file: Its file; nothing of it has been read.
+            root: The folder that the file must not leave by a link.
+            settings: The server's with the model's own.
+            admit: Whether to refuse what would not fit in memory before onnxruntime opens it.
+            log_level: Of the line that describes it.
+
+        Raises:
+            ModelError: The file cannot be served.
+            OutOfMemory: It does not fit, as far as its files tell, or as onnxruntime found.
+        """
+        summary = check_model_file(file, root, allow_links=settings.allow_links)
+        with self._room(load_bytes(summary, file.path.parent) if admit else 0, file.name):
+            try:
+                return self._served(file, summary, settings, log_level)
+            except ModelError as ex:
+                if any(words in str(ex) for words in _OUT_OF_MEMORY):
+                    raise OutOfMemory(str(ex)) from ex
+                raise
+            except MemoryError as ex:
+                raise OutOfMemory(f"{file.name}: loading it needs more memory than there is") from ex
+
+    @contextmanager
+    def _room(self, needed: int, name: str) -> Iterator[None]:
+        """Sets memory aside while a model is loaded, so that loads at the same time do not count on the same."""
+        with self._lock:
+            limit = self._machine.memory_limit_bytes
+            kept = max(_RESERVE_BYTES, limit // _RESERVE_SHARE) + self._pending_bytes
+            # Asking the kernel costs as much as loading a tiny model; without a need nothing is asked.
+            available = max(self._machine.memory_available_bytes() - kept, 0) if needed else 0
+            if needed > available:
+                raise OutOfMemory(
+                    f"{name}: loading it needs about {needed // _MIB} MiB, of which {available // _MIB} MiB are left"
+                )
+            self._pending_bytes += needed
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._pending_bytes -= needed
+
+    def _served(self, file: ModelFile, summary: OnnxFile, settings: Settings, log_level: int) -> Served:
+        # Importing onnxruntime takes a fifth of a second, in which the socket is open already.
+        from onnx_serve.model import SessionOptions, load_model  # noqa: PLC0415
+
+        threads = settings.intra_op_threads
+        model = load_model(
+            file.path,
+            file.name,
+            SessionOptions(
+                providers=settings.providers,
+                provider_options=settings.provider_options,
+                intra_op_threads=threads
+                if isinstance(threads, int)
+                else max(self._machine.cpus // self._slots, 1),
+                config=settings.session_options,
+                outputs=settings.outputs,
+                custom_op_libraries=settings.custom_op_libraries,
+            ),
+        )
+        rows = settings.block_rows
+        engine = Engine(
+            model.run,
+            model.signature,
+            slots=self._slots,
+            block_rows=rows if isinstance(rows, int) else default_block_rows(model.signature),
+        )
+        _log.log(log_level, "%s: loaded on %s, %s, rows %s, opset %s, %d slots, blocks of %d rows",
+                 file.name, ", ".join(model.providers), model.signature.describe_inputs(),
+                 model.signature.row_axis.value, summary.opsets.get("ai.onnx", "?"),
+                 engine.slots, engine.block_rows)  # fmt: skip
+        limits = Limits(
+            settings.answer_memory_bytes,
+            self._machine.memory_available_bytes,
+            settings.request_timeout_ms / 1000,
+        )
+        options = CodecOptions(
+            model_name=file.name,
+            batch=settings.batch,
+            csv_header=settings.csv_header,
+            json_non_finite=settings.json_non_finite,
+            text_trailing_newline=settings.text_trailing_newline,
+            chunk_bytes=settings.chunk_bytes,
+            image=ImageOptions(**settings.image) if settings.image else None,
+        )
+        version = str(file.version or 1)
+        return Served(
+            model,
+            summary,
+            Inference(engine, self._admission, options, limits, settings.default_accept),
+            OipInference(engine, self._admission, options, limits, version),
+        )
+
+
+def load_bytes(summary: OnnxFile, folder: Path) -> int:
+    """Bytes of memory that loading a model needs at its peak, judged by its files.
+
+    onnxruntime holds inline weights twice while it makes a session, and maps external data.
+
+    Args:
+        summary: The file's.
+        folder: Where external data is looked for.
+    """
+    external = {
+        (data.location, data.offset): data.length
+        if data.length is not None
+        else max((folder / data.location).stat().st_size - data.offset, 0)
+        for data in summary.external_data
+    }
+    return 2 * summary.size_bytes + sum(external.values()) + _SESSION_BYTES
+
+
+def release_memory() -> None:
+    """Gives what unloaded models held back to the system; a heap keeps some of it otherwise."""
+    gc.collect()
+    # https://man7.org/linux/man-pages/man3/malloc_trim.3.html, of glibc.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

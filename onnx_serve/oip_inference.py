@@ -1,0 +1,130 @@
+"""The Open Inference Protocol's way of a request: one message in, one message out.
+
+It is ``inference``'s way with one difference: a message names its outputs and how each is written, and how long
+its JSON header is stands outside of it. So the codec is fixed, and the reply says what its header measures.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from tempfile import SpooledTemporaryFile
+from typing import BinaryIO, cast
+
+from onnx_serve.admission import Admission
+from onnx_serve.batching import Engine
+from onnx_serve.codecs import oip_binary
+from onnx_serve.codecs.interface import Body, CodecOptions
+from onnx_serve.codecs.json_outputs import merge
+from onnx_serve.codecs.oip_json import requested
+from onnx_serve.errors import DeadlineExceeded, PayloadTooLarge
+from onnx_serve.inference import Limits
+from onnx_serve.tensors import Feed, Signature, Values, conform
+
+__all__ = ["OipInference", "OipReply"]
+
+# Below this a message always fits, and asking the kernel for its memory costs more than the request.
+_ALWAYS_FITS_BYTES = 1 << 20
+# Bytes of memory at the peak for a byte of JSON (as ``json`` measured it) and for one of binary data.
+_JSON_MULTIPLE = 20
+_BINARY_MULTIPLE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class OipReply:
+    """A complete answer.
+
+    Attributes:
+        content: The bytes, or for a long answer a file at its start, closed by whoever reads it.
+        length: Bytes of content.
+        header_length: Bytes of its JSON header, or None when it is all JSON.
+    """
+
+    content: bytes | BinaryIO
+    length: int
+    header_length: int | None
+
+
+class OipInference:
+    """Answers inference requests of the protocol for one model. Thread-safe.
+
+    Args:
+        engine: Runs the model.
+        admission: Shared by all models of the server.
+        options: The operator's choices about formats.
+        limits: What one request may take.
+        version: The model's version as answers name it, or None to leave it out.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        admission: Admission,
+        options: CodecOptions,
+        limits: Limits,
+        version: str | None = None,
+    ) -> None:
+        self._engine = engine
+        self._admission = admission
+        self._options = options
+        self._limits = limits
+        self._version = version
+
+    @property
+    def signature(self) -> Signature:
+        """What the model takes and gives."""
+        return self._engine.signature
+
+    def __call__(self, body: Body, header_length: int | None) -> OipReply:
+        """One request.
+
+        Args:
+            body: Read once, to its end unless an error comes first.
+            header_length: Bytes of the JSON header, see ``oip_binary.read_request``.
+
+        Raises:
+            ServeError: Whatever was wrong; see ``errors``.
+        """
+        self._check_fits(body.length, header_length)
+        with self._admission.permit():
+            request = oip_binary.read_request(body.read_all(), header_length, self.signature)
+            blocks = list(self._run(request.tensors))
+            outputs = merge(blocks, requested(self.signature, request.outputs))
+            # The sink is handed on with the reply; it is closed here only when there is none.
+            sink = cast("BinaryIO", SpooledTemporaryFile(self._limits.answer_memory_bytes))  # noqa: SIM115
+            try:
+                header_length = oip_binary.write_response(
+                    outputs, request, self.signature, self._options, sink, self._version
+                )
+            except BaseException:
+                sink.close()
+                raise
+        length = sink.tell()
+        sink.seek(0)
+        if length > self._limits.answer_memory_bytes:
+            return OipReply(sink, length, header_length)
+        with sink:
+            return OipReply(sink.read(), length, header_length)
+
+    def _run(self, tensors: Feed) -> Iterator[Values]:
+        """The outputs of a request's rows; of none, none."""
+        deadline = time.monotonic() + self._limits.timeout_s if self._limits.timeout_s else None
+        feed = conform(tensors, self.signature)
+        if self.signature.has_rows and not len(next(iter(feed.values()))):
+            return
+        for outputs in self._engine.map((feed,)):
+            if deadline is not None and time.monotonic() > deadline:
+                raise DeadlineExceeded(f"the request took longer than {self._limits.timeout_s:g} s")
+            yield outputs
+
+    def _check_fits(self, length: int, header_length: int | None) -> None:
+        """A message is decoded whole, so it must fit in memory, its JSON several times over."""
+        if length <= _ALWAYS_FITS_BYTES:
+            return
+        json_length = length if header_length is None else min(header_length, length)
+        needed = _JSON_MULTIPLE * json_length + _BINARY_MULTIPLE * (length - json_length)
+        available = self._limits.available_bytes()
+        if needed > available:
+            raise PayloadTooLarge(
+                f"a request of {length} bytes, {json_length} of them JSON, is decoded whole and needs about "
+                f"{needed >> 20} MiB, of which {available >> 20} MiB are left; send tensors as binary data"
+            )

@@ -1,0 +1,193 @@
+"""Runs of a session with every type of value that onnxruntime takes and gives.
+
+NumPy arrays, lists, dictionaries and None go through ``session.run`` as they are. Element types that NumPy has
+not go in and come out as ``OrtValue``s, whose memory holds their own bits. Measured with onnxruntime 1.32: an
+``OrtValue`` may stand beside other values in a feed, cannot be made of strings, and its ``numpy()`` refuses
+types that NumPy has not, or gives their bits for FLOAT8E4M3FN.
+"""
+
+import ctypes
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from onnx_serve.errors import MismatchError, ModelError
+from onnx_serve.raw_data import from_raw, raw_size, to_raw
+from onnx_serve.tensors import (
+    Array,
+    DataType,
+    Feed,
+    Kind,
+    MapTable,
+    Signature,
+    TensorSpec,
+    Value,
+    Values,
+    ValueType,
+)
+
+__all__ = ["make_call"]
+
+
+def make_call(session: Any, declared: Signature, ort_value: Any) -> Callable[[Feed], Values]:
+    """From a feed to the outputs by name, converted as little as the model's types need.
+
+    Args:
+        session: An ``onnxruntime.InferenceSession``.
+        declared: Its inputs and the outputs wanted.
+        ort_value: The class ``onnxruntime.OrtValue``.
+
+    Returns:
+        A thread-safe function. It raises what onnxruntime does.
+
+    Raises:
+        ModelError: Python cannot feed or get a value of the model.
+    """
+    inputs = {spec.name: _type_of(spec, "input") for spec in (*declared.inputs, *declared.defaults)}
+    outputs = {spec.name: _type_of(spec, "output") for spec in declared.outputs}
+    for name, value_type in inputs.items():
+        _check_input(name, value_type)
+    for name, value_type in outputs.items():
+        if value_type.kind is not Kind.TENSOR and not value_type.dtype.is_native:
+            raise ModelError(
+                f'output "{name}": Python cannot get {value_type.kind.value} of {value_type.dtype.name}'
+            )
+    names = list(outputs)
+    foreign = {
+        name: value_type.dtype for name, value_type in inputs.items() if not value_type.dtype.is_native
+    }
+    run = _plain_call(session, names)
+    if any(not value_type.dtype.is_native for value_type in outputs.values()):
+        _check_all_are_tensors(inputs)
+        run = _value_call(session, outputs, ort_value)
+    maps = {name: value_type for name, value_type in outputs.items() if value_type.kind.has_maps}
+    if not foreign and not maps:
+        return run
+
+    def call(feed: Feed) -> Values:
+        for name, dtype in foreign.items():
+            if feed.get(name) is not None:
+                feed = {**feed, name: _to_ort(feed[name], dtype, ort_value)}
+        values = run(feed)
+        for name, value_type in maps.items():
+            values[name] = _maps(values[name], value_type)
+        return values
+
+    return call
+
+
+def _type_of(spec: TensorSpec, what: str) -> ValueType:
+    try:
+        return spec.value_type
+    except MismatchError as ex:
+        raise ModelError(f"{what} {ex}") from None
+
+
+def _check_input(name: str, value_type: ValueType) -> None:
+    """Python's dictionaries become maps to FLOAT, and lists sequences of tensors only (pybind_mlvalue.cc)."""
+    kind, dtype = value_type.kind, value_type.dtype
+    if (
+        kind is Kind.MAPS
+        or (kind is Kind.MAP and dtype is not DataType.FLOAT)
+        or (kind is Kind.TENSORS and not dtype.is_native)
+    ):
+        raise ModelError(f'input "{name}": Python cannot feed {kind.value} of {dtype.name} to onnxruntime')
+
+
+def _check_all_are_tensors(inputs: dict[str, ValueType]) -> None:
+    for name, value_type in inputs.items():
+        if value_type.kind is not Kind.TENSOR or value_type.optional or value_type.dtype is DataType.STRING:
+            raise ModelError(
+                f'input "{name}": Python cannot feed {value_type.kind.value} of {value_type.dtype.name} to a model '
+                "with an output of a type that NumPy has not"
+            )
+
+
+def _plain_call(session: Any, names: list[str]) -> Callable[[Feed], Values]:
+    def call(feed: Feed) -> Values:
+        return dict(zip(names, session.run(names, feed), strict=True))
+
+    return call
+
+
+def _value_call(session: Any, outputs: dict[str, ValueType], ort_value: Any) -> Callable[[Feed], Values]:
+    """A call for outputs some of which have a type that NumPy has not."""
+    tensors = [name for name, value_type in outputs.items() if value_type.kind is Kind.TENSOR]
+    others = [name for name in outputs if name not in tensors]
+
+    def call(feed: Feed) -> Values:
+        given = {
+            name: ort_value.ortvalue_from_numpy(np.ascontiguousarray(value).reshape(value.shape))
+            if isinstance(value, np.ndarray)
+            else value
+            for name, value in feed.items()
+        }
+        results = session.run_with_ort_values(tensors, given)
+        values = {
+            name: _from_ort(value, outputs[name].dtype) for name, value in zip(tensors, results, strict=True)
+        }
+        if others:
+            # Sequences and maps cannot be read from an OrtValue: they take a run of their own.
+            values.update(zip(others, session.run(others, feed), strict=True))
+        return {name: values[name] for name in outputs}
+
+    return call
+
+
+def _to_ort(array: Array, dtype: DataType, ort_value: Any) -> Any:
+    """An ``OrtValue`` of the array's bits, which it shares."""
+    raw = to_raw(array, dtype)
+    carrier = np.dtype(np.uint16) if dtype is DataType.BFLOAT16 else np.dtype(np.uint8)
+    if dtype.bits < 8:  # noqa: PLR2004  a byte
+        # onnxruntime takes the shape from the array, but reads several elements from each of its first bytes.
+        roomy = np.zeros(array.size, np.uint8)
+        roomy[: len(raw)] = raw
+        raw = roomy
+    return ort_value.ortvalue_from_numpy_with_onnx_type(raw.view(carrier).reshape(array.shape), dtype.onnx)
+
+
+def _from_ort(value: Any, dtype: DataType) -> Any:
+    """An array of its own; None for an optional without value."""
+    if not value.has_value():
+        return None
+    if dtype.is_native:
+        return value.numpy()
+    # What no device was chosen for comes on the CPU; another one's memory cannot be read from here.
+    if value.device_name() != "cpu":
+        raise RuntimeError(f"an output came on the device {value.device_name()}")
+    shape = value.shape()
+    size = raw_size(int(np.prod(shape, dtype=np.int64)), dtype)
+    # Read where it lies while the value is alive: of these types, from_raw always makes an array of its own.
+    memory: Any = (ctypes.c_uint8 * size).from_address(value.data_ptr()) if size else b""
+    raw = np.frombuffer(memory, np.uint8)
+    return from_raw(raw, dtype, shape)
+
+
+def _maps(value: Any, value_type: ValueType) -> Value:
+    """Maps with values in their own type, where onnxruntime gives Python's; one column a key where that fits."""
+    if value is None:
+        return None
+    if value_type.kind is Kind.MAP:
+        return _typed(value, value_type.dtype)
+    return _table(value, value_type.dtype)
+
+
+def _table(maps: list[dict[Any, Any]], dtype: DataType) -> Value:
+    """One column a key, if all maps have the same keys, as those of ZipMap do."""
+    if not maps:
+        return MapTable((), np.empty((0, 0), dtype.numpy))
+    keys = tuple(maps[0])
+    if any(entry.keys() != maps[0].keys() for entry in maps):
+        return [_typed(entry, dtype) for entry in maps]
+    # By key: maps with equal keys may hold them in another order.
+    cells = chain.from_iterable(map(entry.__getitem__, keys) for entry in maps)
+    values = np.fromiter(cells, dtype.numpy, len(maps) * len(keys))
+    return MapTable(keys, values.reshape(len(maps), len(keys)))
+
+
+def _typed(entry: dict[Any, Any], dtype: DataType) -> dict[Any, Any]:
+    cells = np.empty(len(entry), dtype.numpy)
+    cells[:] = list(entry.values())
+    return dict(zip(entry, cells, strict=True))

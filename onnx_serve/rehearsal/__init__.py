@@ -1,0 +1,1 @@
+"""Batch Transform's agent, played against any container: ``onnx-serve rehearse``."""
