@@ -24,7 +24,7 @@ from codec_laws import (
 from onnx_serve.codecs import recordio
 from onnx_serve.codecs.interface import Answer, Body, Codec, CodecOptions, MediaType
 from onnx_serve.codecs.recordio import codec
-from onnx_serve.errors import DecodeError, EncodeError
+from onnx_serve.errors import DecodeError, EncodeError, MismatchError
 from onnx_serve.tensors import DataType, MapTable, RowAxis, Signature, TensorSpec, Values
 
 Array = npt.NDArray[Any]
@@ -155,7 +155,7 @@ def test_a_damaged_run_is_decoded_as_protobuf_does(data: st.DataObject) -> None:
             patch.setattr(recordio, "_MIN_RUN", min_run)
             try:
                 blocks = decode(codec, bytes(body), model)[0][1]
-            except DecodeError as ex:
+            except (DecodeError, MismatchError) as ex:
                 return str(ex)
             return [
                 [array.tobytes() for array in row]
