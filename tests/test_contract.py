@@ -242,7 +242,7 @@ def test_ping_answers_while_every_worker_is_busy(slow: ServerProcess) -> None:
     for thread in threads:
         thread.join(120)
     assert sorted(statuses) == [200] * 5 + [503] * 3
-    # The platform's limit is 2 s; the figure itself is measured by bench/invocations.py.
+    # The platform's limit; docs/measurements.md has the figure.
     assert slowest < 2
 
 
