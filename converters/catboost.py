@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from converters.artifact import Format
-from converters.boosting import Boosting, to_model
-from converters.conversion import Conversion, Progress, Request, prove, say_nothing
+from converters.boosting import Boosting
+from converters.boosting_proof import prove_boosting, request_sample
+from converters.conversion import Conversion, Progress, Request, say_nothing
 from converters.errors import ConversionError, MissingExtra
-from converters.parity import Original, Tolerances
-from converters.probes import matrix_probes, ranges_of
-from converters.samples import Sample, matrix_sample, read_sample
+from converters.parity import Original
+from converters.samples import Sample
 from converters.trees import Ensemble, Leaf, Split
 from onnx_serve.errors import quote
 from onnx_serve.tensors import Array, Tensors
@@ -38,7 +38,6 @@ _IDENTITY = frozenset(
 )  # fmt: skip
 _EXPONENT = frozenset({"Poisson", "Tweedie"})
 _BINARY = frozenset({"Logloss", "CrossEntropy"})
-_TOLERANCES = Tolerances(rtol=1e-4, atol=1e-6)
 
 
 def convert_file(request: Request, _kind: Format, progress: Progress = say_nothing) -> Conversion:
@@ -57,8 +56,7 @@ def convert_file(request: Request, _kind: Format, progress: Progress = say_nothi
         raise ConversionError(
             f"{quote(path.name)}: CatBoost cannot read the model: it is damaged or truncated"
         ) from ex
-    sample = read_sample(Path(request.sample)) if request.sample else None
-    return convert(model, sample, progress=progress, tolerances=request.tolerances)
+    return convert(model, request_sample(request), progress=progress, tolerances=request.tolerances)
 
 
 def convert(
@@ -81,16 +79,9 @@ def convert(
         ConversionRefused: No graph answers as it does.
     """
     boosting, original = read(model)
-    trees = boosting.trees
-    ranges = ranges_of(trees.thresholds, trees.features)
-    probes = [
-        *matrix_sample(sample, trees.features, boosting.names),
-        *matrix_probes(ranges, trees.thresholds, {}, missing=True),
-    ]
-    return prove(
-        to_model(boosting), original, probes,
-        framework="catboost", family=type(model).__name__, tolerances=_TOLERANCES, overrides=tolerances,
-        columns=boosting.names, classes=boosting.classes, progress=progress,
+    return prove_boosting(
+        boosting, original, framework="catboost", family=type(model).__name__, sample=sample,
+        tolerances=tolerances, progress=progress,
     )  # fmt: skip
 
 

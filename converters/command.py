@@ -6,7 +6,9 @@ Exit codes: 0 written; 2 a wrong argument, artifact or sample; 3 refused, as no 
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -85,7 +87,6 @@ def convert(
     from converters import conversion as conversions  # noqa: PLC0415
     from converters.frameworks import check_request  # noqa: PLC0415
     from converters.isolation import convert_apart  # noqa: PLC0415
-    from converters.reductions import apply  # noqa: PLC0415
 
     progress = progress or conversions.say_nothing
     artifacts.check_output(output, force=force)
@@ -95,14 +96,50 @@ def convert(
         artifact=str(artifact.resolve()), sample=str(Path(sample).resolve()) if sample else None, **request
     )
     check_request(wanted)
-    with convert_apart(wanted, timeout_s=timeout_s, progress=progress) as conversion:
+    _check_steps(steps, wanted.target)
+    with (
+        convert_apart(wanted, timeout_s=timeout_s, progress=progress) as conversion,
+        tempfile.TemporaryDirectory(prefix="onnx-serve-weights-") as weights,
+    ):
         for note in conversion.notes:
             progress(f"note: {note}")
-        reduced, figures = apply(conversion, steps, wanted.tolerances, progress)
+        reduced, figures = _reduce(conversion, steps, wanted.tolerances, progress, Path(weights))
         progress("proving it again, and writing")
         return conversions.finish(
-            reduced, output, source_sha256=artifacts.hash_file(artifact), force=force, figures=figures
+            reduced, output, source_sha256=artifacts.hash_file(artifact), target=wanted.target, force=force,
+            figures=figures,
+        )  # fmt: skip
+
+
+def _check_steps(steps: Sequence[str], target: str) -> None:
+    """Refuses to optimise for another onnxruntime than the one that does it.
+
+    Raises:
+        ConversionError: See above.
+    """
+    from converters.targets import find_target, installed_target  # noqa: PLC0415  loads onnxruntime
+
+    wanted, installed = find_target(target), installed_target()
+    if "optimize" in steps and wanted.version != installed.version:
+        raise ConversionError(
+            f"--optimize: the graph would be that of onnxruntime {installed.version}, with operators of its own, and "
+            f"{wanted.version} is to serve it: convert where onnxruntime {wanted.version} is installed"
         )
+
+
+def _reduce(
+    conversion: Any, steps: Sequence[str], tolerances: Any, progress: Any, folder: Path
+) -> tuple[Any, dict[str, Any]]:
+    """The conversion after the optional steps, and their figures; large weights stay in a file in the folder."""
+    if not steps:
+        return conversion, {}
+    from converters.external_data import join_weights, split_weights  # noqa: PLC0415
+    from converters.reductions import apply  # noqa: PLC0415
+
+    whole = replace(conversion, model=join_weights(conversion.model, conversion.external), external={})
+    reduced, figures = apply(whole, steps, tolerances, progress)
+    model, external = split_weights(reduced.model, folder)
+    return replace(reduced, model=model, external=external), figures
 
 
 def _convert(options: argparse.Namespace) -> int:
@@ -112,7 +149,7 @@ def _convert(options: argparse.Namespace) -> int:
         progress=lambda text: print(f"onnx-serve: {text}", file=sys.stderr, flush=True),
         framework=options.framework, sample=options.sample, trust_pickle=options.trust_pickle,
         options=_pairs(options.option, "--option"),
-        tolerances=_numbers(_pairs(options.tolerance, "--tolerance")),
+        tolerances=_numbers(_pairs(options.tolerance, "--tolerance")), target=options.target_onnxruntime,
     )  # fmt: skip
     for line in report.lines():
         print(line)
@@ -175,6 +212,12 @@ def _parser() -> argparse.ArgumentParser:
         help="of the framework, see docs/converters.md",
     )
     add("--tolerance", metavar="KEY=NUMBER", action="append", default=[], help="rtol, atol, ties or rows")
+    add(
+        "--target-onnxruntime",
+        metavar="X.Y",
+        default="installed",
+        help="the onnxruntime that will serve, if it is another than the one installed here",
+    )
     add("--trust-pickle", action="store_true", help="read files that run code (see below)")
     add(
         "--timeout", metavar="S", type=float, default=1800.0, help="seconds for reading and converting (1800)"

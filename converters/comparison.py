@@ -123,7 +123,7 @@ class Tally:
         return OutputReport(
             self.name, self.kind, self.rows, self.disagreements, self.ties,
             _maximum(absolute), _p99(absolute), _maximum(relative), _p99(relative),
-            self.outside, self.crossing,
+            self.outside, self.crossing, self.scale,
         )  # fmt: skip
 
 

@@ -7,10 +7,13 @@ judges and writes (``save`` and ``load``).
 """
 
 import json
+import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,9 @@ import onnx
 
 from converters import artifact, parity
 from converters.errors import ConversionError, ConversionRefused
+from converters.probes import SEED
+from converters.targets import INSTALLED, find_target, fit
+from onnx_serve import __version__
 from onnx_serve.errors import ModelError, quote
 from onnx_serve.model import Model, SessionOptions, load_model
 from onnx_serve.tensors import Array, Tensors
@@ -43,7 +49,7 @@ Progress = Callable[[str], None]
 
 _GOLDEN_ROWS = 5
 _PACKAGES = (
-    "onnx-serve", "onnx", "onnxruntime", "numpy", "protobuf", "scikit-learn", "skl2onnx", "xgboost", "xgboost-cpu",
+    "onnx", "onnxruntime", "numpy", "protobuf", "scikit-learn", "skl2onnx", "xgboost", "xgboost-cpu",
     "lightgbm", "catboost", "skops", "torch", "onnxscript",
 )  # fmt: skip
 
@@ -58,6 +64,7 @@ class Request:
         sample: A file of rows (``samples.read``), or None.
         trust_pickle: Whether code inside the artifact may be run.
         options: ``--option key=value``, each understood by one framework's module.
+        target: The onnxruntime that will serve, as ``targets.find_target`` takes it.
         tolerances: Overrides of ``parity.Tolerances``, by field.
     """
 
@@ -67,6 +74,7 @@ class Request:
     trust_pickle: bool = False
     options: Mapping[str, str] = field(default_factory=dict)
     tolerances: Mapping[str, float] = field(default_factory=dict)
+    target: str = INSTALLED
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +207,7 @@ def finish(
     output: Path,
     *,
     source_sha256: str = "",
+    target: str = INSTALLED,
     force: bool = False,
     figures: Mapping[str, Any] | None = None,
 ) -> parity.Report:
@@ -211,14 +220,16 @@ def finish(
         conversion: From a framework's ``convert``.
         output: The folder to make.
         source_sha256: Hash of the artifact, if there was a file.
+        target: The onnxruntime that will serve, as ``targets.find_target`` takes it.
         force: Whether an existing folder is replaced.
         figures: Sizes and speeds before and after optional steps, for ``parity.json``.
 
     Raises:
-        ConversionRefused: The model does not answer as the original does.
+        ConversionRefused: The model does not answer as the original does, or the target does not know its opset.
         ConversionError: The folder exists or cannot be written.
     """
     artifact.check_output(output, force=force)
+    release = find_target(target)
     golden = _golden(conversion.cases)
     probes_sha256 = artifact.hash_arrays(
         {
@@ -237,6 +248,7 @@ def finish(
     }
     model = onnx.ModelProto()
     model.CopyFrom(conversion.model)
+    fit(model, release)
     known = {entry.key: entry.value for entry in model.metadata_props}
     onnx.helper.set_model_props(model, known | {key: value for key, value in properties.items() if value})
     conversion = replace(conversion, model=model)
@@ -249,7 +261,11 @@ def finish(
         "artifact_sha256": source_sha256,
         "probes_sha256": probes_sha256,
         "parity": report.to_json(),
+        "seed": SEED,
+        "converted_at": _now(),
         "notes": list(conversion.notes),
+        "opset": next((entry.version for entry in model.opset_import if not entry.domain), None),
+        "target_onnxruntime": release.version,
         "versions": versions(),
         **(figures or {}),
     }
@@ -260,9 +276,17 @@ def finish(
     return report
 
 
+def _now() -> str:
+    """The time in UTC, or the one that reproducible builds set: https://reproducible-builds.org/specs/source-date-epoch/."""
+    given = os.environ.get("SOURCE_DATE_EPOCH", "")
+    # Eleven digits end in the year 5138.
+    seconds = int(given) if given.isdecimal() and len(given) <= 11 else time.time()  # noqa: PLR2004
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
 def versions() -> dict[str, str]:
     """The versions of the packages that play a part, of those installed."""
-    found = {}
+    found = {"onnx-serve": __version__}
     for name in _PACKAGES:
         try:
             found[name] = metadata.version(name)

@@ -8,6 +8,7 @@ from typing import Any
 from converters.artifact import EXTRAS, FRAMEWORKS, Format, detect
 from converters.conversion import Conversion, Progress, Request, say_nothing
 from converters.errors import ConversionError, MissingExtra
+from converters.targets import converting_for, find_target, fit
 from onnx_serve.errors import quote
 
 __all__ = ["check_request", "convert_artifact", "framework_of"]
@@ -17,7 +18,8 @@ def check_request(request: Request) -> Format:
     """The artifact's format, if it may be read as the request says.
 
     Raises:
-        ConversionError: It is no artifact, belongs to another framework, or needs trust that was not given.
+        ConversionError: It is no artifact, belongs to another framework, needs trust that was not given, or the
+            target is unknown.
     """
     path = Path(request.artifact)
     kind = detect(path)
@@ -35,6 +37,7 @@ def check_request(request: Request) -> Format:
             "trust its author, or save the model in a format without code (skops, xgboost JSON or UBJ, LightGBM text, "
             "CatBoost cbm, torch.export pt2, safetensors)"
         )
+    find_target(request.target)
     return kind
 
 
@@ -46,6 +49,13 @@ def convert_artifact(request: Request, progress: Progress = say_nothing) -> Conv
         ConversionRefused: No graph answers as the original does.
     """
     kind = check_request(request)
+    with converting_for(request.target) as target:
+        conversion = _convert_artifact(kind, request, progress)
+    fit(conversion.model, target)
+    return conversion
+
+
+def _convert_artifact(kind: Format, request: Request, progress: Progress) -> Conversion:
     if kind is not Format.PICKLE:
         framework = kind.framework
         assert framework is not None

@@ -10,14 +10,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnx_serve.tensors import Array
 
-__all__ = ["IR_VERSION", "ML", "OPSET", "Graph", "set_opsets"]
+__all__ = ["HIGHEST_OPSET", "IR_VERSION", "ML", "OPSET", "Graph", "set_opsets"]
 
 ML = "ai.onnx.ml"
-# Known to every onnxruntime from 1.16 on, and so to all that the project's extras allow
-# (https://onnxruntime.ai/docs/reference/compatibility.html). ai.onnx.ml 4 changes nothing that is used here,
-# and 5 deprecates the tree operators that carry several targets a leaf.
-OPSET = {"": 18, ML: 3}
-IR_VERSION = 9
+HIGHEST_OPSET = 20
+# What graphs are stamped with, unless targets.converting_for says otherwise; the default is known to every
+# onnxruntime from 1.17 on, and so to all that the project's extras allow. ai.onnx.ml 4 changes nothing that
+# is used here, and 5 deprecates the tree operators that carry several targets a leaf.
+OPSET = {"": HIGHEST_OPSET, ML: 3}
+IR_VERSION = 8  # of 2021: nothing of later versions is used
 
 
 @dataclass(slots=True)

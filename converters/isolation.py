@@ -23,12 +23,13 @@ from converters.errors import ConversionError, ConversionRefused
 from onnx_serve.errors import quote
 from onnx_serve.machine import read_machine
 
-__all__ = ["PROGRESS", "convert_apart"]
+__all__ = ["PROGRESS", "convert_apart", "import_path"]
 
 PROGRESS = "progress: "
 _FAILURES = {error.__name__: error for error in (ConversionError, ConversionRefused)}
 _MAX_RESULT = 1 << 20
 _MAX_LINE = 500
+_CRASHES = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT})
 _LIBRARIES = 16 << 30  # address space that the frameworks' libraries and threads reserve without using it
 
 
@@ -62,7 +63,7 @@ def convert_apart(
 
 def _run(folder: Path, timeout_s: float, progress: Progress) -> None:
     environment = {
-        "PYTHONPATH": os.pathsep.join(_import_path()),
+        "PYTHONPATH": os.pathsep.join(import_path()),
         "ORT_DISABLE_TELEMETRY": "1",
         "LANG": "C.UTF-8",
         "HOME": str(folder),
@@ -100,7 +101,7 @@ def _run(folder: Path, timeout_s: float, progress: Progress) -> None:
     _judge(folder, code)
 
 
-def _import_path() -> list[str]:
+def import_path() -> list[str]:
     """Where this process finds modules, without this folder, whose modules have the frameworks' names."""
     entries = [Path(entry).resolve() for entry in sys.path]
     return [str(entry) for entry in entries if entry != Path(__file__).resolve().parent]
@@ -117,15 +118,25 @@ def _follow(stream: IO[bytes], progress: Progress) -> None:
 def _judge(folder: Path, code: int) -> None:
     path = folder / "result.json"
     if not path.is_file() or path.stat().st_size > _MAX_RESULT:
-        cause = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         hint = _last_line(folder / "stderr")
-        raise ConversionError(
-            f"the process that read the artifact was ended {cause}: the artifact may be damaged, or need more memory "
-            f"or time than it was given{f'; its last words: {hint}' if hint else ''}"
-        )
+        raise ConversionError(f"{_end(code)}{f'; its last words: {hint}' if hint else ''}")
     result = json.loads(path.read_text())
     if result.get("error") in _FAILURES:
         raise _FAILURES[result["error"]](str(result["message"]))
+
+
+def _end(code: int) -> str:
+    """How a process that left no result ended, and what may be the reason."""
+    if -code in _CRASHES:
+        return (
+            f"a library crashed ({signal.Signals(-code).name}) in the process that read the artifact: the artifact may "
+            "be damaged, or made by a version of the library that differs from the one installed here"
+        )
+    cause = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+    return (
+        f"the process that read the artifact was ended {cause}: the artifact may be damaged, or need more memory "
+        "or time than it was given"
+    )
 
 
 def _last_line(path: Path) -> str:

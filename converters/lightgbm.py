@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from converters.artifact import Format
-from converters.boosting import KZERO, Boosting, to_model
-from converters.conversion import Conversion, Progress, Request, prove, say_nothing
+from converters.boosting import KZERO, Boosting
+from converters.boosting_proof import class_answers, prove_boosting, request_sample
+from converters.conversion import Conversion, Progress, Request, say_nothing
 from converters.errors import ConversionError, MissingExtra
-from converters.parity import Original, Tolerances
-from converters.probes import matrix_probes, ranges_of
-from converters.samples import Sample, matrix_sample, read_sample
+from converters.parity import Original
+from converters.samples import Sample
 from converters.trees import Ensemble, Leaf, Split
 from onnx_serve.errors import quote
 from onnx_serve.tensors import Array, Tensors
@@ -41,7 +41,6 @@ _LINKS = {
 }  # fmt: skip
 # How infinity is written (Common::AvoidInf, include/LightGBM/utils/common.h).
 _NO_LIMIT = 1e300
-_TOLERANCES = Tolerances(rtol=1e-4, atol=1e-6)
 
 
 def convert_file(request: Request, _kind: Format, progress: Progress = say_nothing) -> Conversion:
@@ -67,8 +66,7 @@ def convert_file(request: Request, _kind: Format, progress: Progress = say_nothi
         booster = lightgbm.Booster(model_str=text)
     except (lightgbm.basic.LightGBMError, ValueError) as ex:
         raise ConversionError(f"{quote(path.name)}: LightGBM cannot read the model: {quote(ex)}") from ex
-    sample = read_sample(Path(request.sample)) if request.sample else None
-    return convert(booster, sample, progress=progress, tolerances=request.tolerances)
+    return convert(booster, request_sample(request), progress=progress, tolerances=request.tolerances)
 
 
 def convert(
@@ -91,17 +89,9 @@ def convert(
         ConversionRefused: No graph answers as it does.
     """
     boosting, original = read(model)
-    trees = boosting.trees
-    ranges = ranges_of(trees.thresholds, trees.features)
-    probes = [
-        *matrix_sample(sample, trees.features, boosting.names),
-        *matrix_probes(ranges, trees.thresholds, trees.categories, missing=True),
-    ]
-    return prove(
-        to_model(boosting), original, probes,
-        framework="lightgbm", family=type(model).__name__, tolerances=_TOLERANCES, overrides=tolerances,
-        columns=boosting.names, classes=boosting.classes, progress=progress,
-        notes=_notes(model), properties=boosting.properties,
+    return prove_boosting(
+        boosting, original, framework="lightgbm", family=type(model).__name__, sample=sample,
+        tolerances=tolerances, notes=_notes(model), progress=progress,
     )  # fmt: skip
 
 
@@ -218,9 +208,7 @@ def _original(booster: Any, classes: Sequence[Any]) -> Original:
         # The booster itself: the wrappers warn of arrays without names, and add nothing but labels.
         if not classes:
             return {"prediction": np.asarray(booster.predict(rows))}
-        shares = np.asarray(booster.predict(rows))
-        shares = shares if shares.ndim == 2 else np.stack([1 - shares, shares], axis=1)  # noqa: PLR2004  rows and classes
-        return {"label": np.asarray(classes)[shares.argmax(axis=1)], "probabilities": shares}
+        return class_answers(booster.predict(rows), classes)
 
     return answer
 

@@ -2,27 +2,33 @@
 
 The archive is flat (https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html unpacks it
 into ``/opt/ml/model``), holds regular files only, and depends on nothing but names and contents: the same folder
-gives the same bytes. It is kept only if it loads from the archive and repeats its golden rows.
+gives the same bytes. It is kept only if the server serves what is unpacked from it, and answers the golden rows as
+they were answered at the conversion.
 """
 
 import contextlib
 import gzip
+import io
 import os
 import tarfile
 import tempfile
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from converters.errors import ConversionError, ConversionRefused
+from converters.serving import ServerProcess, serving
 from onnx_serve.errors import ModelError, quote
-from onnx_serve.model import Model, SessionOptions, load_model
-from onnx_serve.model_files.model_check import check_model_file
+from onnx_serve.golden_rows import GOLDEN_FILE, SAMPLE_FILE, GoldenRows, compare
 from onnx_serve.model_files.model_folder import find_models
-from onnx_serve.tensors import MapTable, conform
+from onnx_serve.parity_record import read_parity_record
 
 __all__ = ["package"]
+
+_NPZ = "application/x-npz"
 
 
 def package(folder: Path, output: Path, *, force: bool = False) -> str:
@@ -30,7 +36,7 @@ def package(folder: Path, output: Path, *, force: bool = False) -> str:
 
     Raises:
         ConversionError: The folder cannot be read, or the file exists or cannot be written.
-        ConversionRefused: The packed model does not load, or does not repeat its golden rows.
+        ConversionRefused: The server does not serve the packed model, or answers its golden rows otherwise.
     """
     if output.exists() and not force:
         raise ConversionError(f"--output: {quote(output.name)} exists: add --force to replace it")
@@ -100,37 +106,45 @@ def _write(folder: Path, files: list[Path], target: Path) -> None:
 
 
 def _verify(archive: Path) -> None:
-    """Unpacks it as SageMaker would, and serves it."""
+    """Unpacks it as SageMaker would, and serves it.
+
+    Raises:
+        ConversionRefused: A model in it does not load, or answers otherwise than it did at its conversion.
+    """
     with tempfile.TemporaryDirectory(prefix="onnx-serve-package-") as name:
         folder = Path(name)
         with tarfile.open(archive) as packed:
             packed.extractall(folder, filter="data")
         try:
             found = find_models(folder, default_model=None)
-            for file in found.models:
-                check_model_file(file, found.root)
-                model = load_model(file.path, file.name, SessionOptions())
-                if (file.path.parent / "golden.npz").is_file() and len(found.models) == 1:
-                    _repeat(file.path.parent, model)
-        except ModelError as ex:
-            raise ConversionRefused(f"the packed model cannot be served: {ex}") from ex
+            # The server replays golden rows as it loads a model; here they also take the way over HTTP.
+            with serving(folder, settings={"replay_golden_rows": "true"}) as server:
+                server.ask("/ping")
+                for model in found.names:
+                    server.ask(f"/v2/models/{urllib.parse.quote(model, safe='')}")
+                if found.default is not None:
+                    _ask_golden_rows(server, found.default.path.parent)
+        except (ModelError, ConversionRefused) as ex:
+            raise ConversionRefused(f"the packed model is not kept: {ex}") from ex
 
 
-def _repeat(folder: Path, model: Model) -> None:
-    """Compares with the golden rows that the conversion left."""
-    with (
-        np.load(folder / "sample.npz", allow_pickle=False) as rows,
-        np.load(folder / "golden.npz", allow_pickle=False) as golden,
-    ):
-        answers = model.run(conform(dict(rows), model.signature))
-        for name, expected in golden.items():
-            actual = answers[name]
-            values = actual.values if isinstance(actual, MapTable) else np.asarray(actual)
-            if expected.dtype.kind == "f":
-                same = np.allclose(values, expected, rtol=1e-4, atol=1e-6, equal_nan=True)
-            else:
-                same = bool(np.array_equal(values.astype(str), expected.astype(str)))
-            if not same:
-                raise ConversionRefused(
-                    f'the packed model does not repeat its golden rows: output "{name}" differs'
-                )
+def _ask_golden_rows(server: ServerProcess, folder: Path) -> None:
+    """Posts the golden rows, if there are any, and compares the answer.
+
+    Raises:
+        ModelError: It differs.
+        ConversionRefused: There is none.
+    """
+    record = read_parity_record(folder)
+    if record is None:
+        return
+    body = (folder / SAMPLE_FILE).read_bytes()
+    answer = server.ask("/invocations", body, {"Content-Type": _NPZ, "Accept": _NPZ})
+    with np.load(io.BytesIO(answer), allow_pickle=False) as arrays:
+        answers: dict[str, Any] = dict(arrays)
+    with np.load(folder / GOLDEN_FILE, allow_pickle=False) as arrays:
+        # The folder's settings may have the server leave outputs out.
+        expected = {name: array for name, array in arrays.items() if name in answers}
+    if not expected:
+        raise ConversionRefused("none of the outputs of the golden rows is answered")
+    compare(GoldenRows({}, expected, record), answers)

@@ -84,6 +84,7 @@ class OutputReport:
         max_rel, p99_rel: Error relative to the expected value, where that is not 0.
         rows_outside: Rows outside the tolerances, neither ties nor crossing.
         rows_crossing: Rows outside because the model's input type rounds them across a threshold.
+        scale: The largest finite magnitude that the original answers, which ``Tolerances.atol`` is a share of.
     """
 
     name: str
@@ -97,6 +98,7 @@ class OutputReport:
     p99_rel: float
     rows_outside: int
     rows_crossing: int
+    scale: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

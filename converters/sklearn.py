@@ -6,7 +6,7 @@ returned. Class labels go to the metadata, never into a ZipMap; what has no coun
 output.
 """
 
-import contextlib
+import itertools
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +27,6 @@ try:
         StringTensorType,
     )
     from sklearn.base import BaseEstimator, is_classifier
-    from sklearn.compose import ColumnTransformer
     from sklearn.exceptions import NotFittedError
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.pipeline import Pipeline
@@ -39,10 +38,13 @@ except ModuleNotFoundError as ex:
 from converters import sklearn_graph
 from converters.samples import as_sample, read_sample
 from converters.sklearn_answers import accepted, answers_of, check_answers, classes_of, original_of
+from converters.sklearn_composites import allowed_options, delegated
 from converters.sklearn_file import check_options, read_skops
-from converters.sklearn_inputs import MATRIX, TEXT, Inputs, children, describe, first_steps, indices_of
+from converters.sklearn_imputers import fills_text
+from converters.sklearn_inputs import MATRIX, TEXT, Inputs, children, describe, first_steps
 from converters.sklearn_messages import explain, family_of, one_line, walk
-from converters.sklearn_operators import SINGLE_PRECISION, register
+from converters.sklearn_operators import SINGLE_PRECISION, register, zeros_missing
+from converters.sklearn_plain import plain
 from converters.sklearn_probes import make_probes
 
 __all__ = ["convert", "convert_file", "convert_object"]
@@ -114,14 +116,15 @@ def convert(
             f"{family_of(estimator)} takes none of the rows made up for it: give it some with --sample"
         )
     problems: list[str] = []
-    for kind in _kinds(estimator, precision):
+    for kind, sparse in itertools.product(_kinds(estimator, precision), _sparse(estimator)):
         progress(f"converting in {'double' if kind is DoubleTensorType else 'single'} precision")
         try:
-            model = _to_onnx(estimator, inputs, kind, answers)
+            with zeros_missing(missing=sparse):
+                model = _to_onnx(estimator, inputs, kind, answers)
         except ConversionRefused as ex:
             problems.append(str(ex))
             continue
-        for variant in _variants(model, answers):
+        for variant in _variants(model, answers, _label_count(estimator)):
             try:
                 return _prove(estimator, inputs, variant, original, probes, tolerances, progress)
             except ConversionRefused as ex:
@@ -152,16 +155,33 @@ def _prove(
         raise ConversionRefused(f"the converted model takes other inputs: {ex}") from ex
 
 
-def _variants(model: Any, answers: Mapping[str, Any]) -> Iterator[Any]:
-    """The outputs to prove: all that the original has, the scores of one class of two, or no scores."""
+def _variants(model: Any, answers: Mapping[str, Any], labels: int) -> Iterator[Any]:
+    """The outputs to prove: all that the original has, and these put right in ways that skl2onnx gets them wrong."""
     names = [output.name for output in model.graph.output if output.name.removesuffix("_") in answers]
-    yield sklearn_graph.keep_outputs(model, names)
+    kept = sklearn_graph.keep_outputs(model, names)
+    yield kept
     if "label" in names:
-        yield sklearn_graph.flat_labels(sklearn_graph.keep_outputs(model, names))
+        yield sklearn_graph.flat_labels(kept)
+    if "probabilities" in names and labels > 1:
+        yield sklearn_graph.rows_first(kept, "probabilities")
+        yield sklearn_graph.columns(kept, "probabilities", range(labels, 2 * labels))
     if "scores" in names:
-        yield sklearn_graph.last_column(sklearn_graph.keep_outputs(model, names), "scores")
+        yield sklearn_graph.columns(kept, "scores", [1])
         if len(names) > 1:
             yield sklearn_graph.keep_outputs(model, [name for name in names if name != "scores"])
+
+
+def _label_count(estimator: Any) -> int:
+    """How many labels a classifier gives each row."""
+    last = children(estimator)[-1][1] if isinstance(estimator, Pipeline) else estimator
+    classes = getattr(last, "classes_", ())
+    if isinstance(classes, list):
+        return len(classes)
+    return (
+        len(classes)
+        if getattr(getattr(last, "_label_binarizer", None), "y_type_", "").startswith("multilabel")
+        else 1
+    )
 
 
 def _tolerances(estimator: Any) -> Tolerances:
@@ -178,6 +198,13 @@ def _kinds(estimator: Any, precision: str) -> list[Any]:
         isinstance(step, SINGLE_PRECISION) or _boosted_in_single(step) for step in first_steps(estimator)
     )
     return [FloatTensorType, DoubleTensorType] if trees else [DoubleTensorType, FloatTensorType]
+
+
+def _sparse(estimator: Any) -> list[bool]:
+    """Whether to try zeros as missing values: xgboost behind steps that may make sparse matrices takes them so."""
+    steps = [step for _, step in walk(estimator, "")]
+    boosted = any(type(step).__module__.partition(".")[0] == "xgboost" for step in steps)
+    return [False, True] if boosted and len(steps) > 1 else [False]
 
 
 def _boosted_in_single(step: Any) -> bool:
@@ -209,73 +236,31 @@ def _convert_sklearn(estimator: Any, types: Sequence[Any], answers: Mapping[str,
     options: dict[Any, Any] = {}
     for step in _vectorizers(estimator):
         options[id(step)] = {"locale": "C.UTF-8", **sklearn_graph.tokenizer_options(step)}
-    wanted = {
-        "zipmap": False,
-        **({"raw_scores": True} if "probabilities" not in answers and "scores" in answers else {}),
-    }
-    flat = [step for _, step in walk(estimator, "") if getattr(step, "flatten_transform", False)]
-    attempts = [{**options, id(estimator): wanted}, {**options, id(estimator): {"zipmap": False}}, options]
-    if not is_classifier(estimator):
-        attempts = [options]
-    with _plain_selections(estimator):
-        try:
-            # skl2onnx takes no voting that would flatten what transform() gives, which nobody asks for.
-            for step in flat:
-                step.flatten_transform = False
-            return _first_accepted(estimator, types, attempts)
-        finally:
-            for step in flat:
-                step.flatten_transform = True
-
-
-@contextlib.contextmanager
-def _plain_selections(estimator: Any) -> Iterator[None]:
-    """Lists in the place of a ColumnTransformer's masks and slices, which skl2onnx takes for something else."""
-    kept = [
-        (step, step.transformers_) for _, step in walk(estimator, "") if isinstance(step, ColumnTransformer)
-    ]
-    try:
-        for step, transformers in kept:
-            names = getattr(step, "feature_names_in_", None)
-            labels = [str(name) for name in names] if names is not None else [""] * step.n_features_in_
-            step.transformers_ = [
-                (name, inner, selection if isinstance(selection, str) else _listed(selection, labels))
-                for name, inner, selection in transformers
-            ]
-        yield
-    finally:
-        for step, transformers in kept:
-            step.transformers_ = transformers
-
-
-def _listed(selection: Any, labels: Sequence[str]) -> list[Any]:
-    indices = indices_of(selection, labels)
-    return [labels[index] for index in indices] if any(labels) else indices
+    if is_classifier(estimator):
+        last = estimator
+        while isinstance(last, Pipeline):
+            last = children(last)[-1][1]
+        wanted = {"zipmap": False, "raw_scores": "probabilities" not in answers and "scores" in answers}
+        allowed = allowed_options(last)
+        options[id(last)] = {name: value for name, value in wanted.items() if name in allowed}
+    for _, step in walk(estimator, ""):
+        if is_classifier(step):  # else a pipeline asks some of them for a ZipMap
+            options.setdefault(id(step), {})
+    with plain(estimator):
+        return skl2onnx.convert_sklearn(
+            estimator,
+            initial_types=list(types),
+            target_opset=sklearn_graph.OPSET,
+            options=options or None,
+        )
 
 
 def _bare(estimator: Any) -> Any:
-    """What answers: of a search the best estimator, of a pipeline the steps that do something."""
-    while hasattr(estimator, "best_estimator_"):
-        estimator = estimator.best_estimator_
-    if not isinstance(estimator, Pipeline) or len(children(estimator)) in {0, len(estimator.steps)}:
+    """What answers: of a search the best estimator, of a delegate whom it asks, of a pipeline the steps that do something."""
+    estimator = delegated(estimator)
+    if not isinstance(estimator, Pipeline) or not children(estimator):
         return estimator
-    return Pipeline(children(estimator))
-
-
-def _first_accepted(estimator: Any, types: Sequence[Any], attempts: Sequence[Any]) -> Any:
-    """The conversion with the first of several sets of options that the estimator's class has."""
-    for attempt in attempts:
-        try:
-            return skl2onnx.convert_sklearn(
-                estimator,
-                initial_types=list(types),
-                target_opset=sklearn_graph.OPSET,
-                options=attempt or None,
-            )
-        except (NameError, ValueError) as ex:
-            if attempt is attempts[-1] or "ption" not in str(ex):
-                raise
-    raise AssertionError
+    return Pipeline([(name, delegated(step)) for name, step in children(estimator)])
 
 
 def _vectorizers(estimator: Any) -> Iterator[Any]:
@@ -291,6 +276,8 @@ def _text_notes(estimator: Any) -> Iterator[str]:
             "text is put in lower case letter by letter: the capitals İ and a final Σ, which Python lowers by "
             "context, come out otherwise"
         )
+    if any(fills_text(step) for _, step in walk(estimator, "")):
+        yield "an imputer fills in text that is missing, which no request can hold: an empty text stays an empty text"
 
 
 def _check_estimator(estimator: Any) -> None:

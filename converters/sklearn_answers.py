@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from sklearn.base import is_classifier, is_clusterer, is_outlier_detector
 from sklearn.feature_selection import SelectorMixin
+from sklearn.neighbors import NearestNeighbors
 
 from converters.errors import ConversionError, ConversionRefused
 from converters.parity import Original, Probe
@@ -14,6 +15,10 @@ from converters.sklearn_inputs import Inputs
 from converters.sklearn_messages import one_line
 from onnx_serve.errors import quote
 from onnx_serve.tensors import Array, Tensors
+
+_LARGEST = 1 << 27  # numbers in the answers to one probe: 1 GiB
+_ALONE = 256
+_FEW = 8  # rows that prove something
 
 __all__ = ["accepted", "answers_of", "check_answers", "classes_of", "original_of"]
 
@@ -31,7 +36,13 @@ def answers_of(estimator: Any) -> dict[str, Callable[[Any], Any]]:
     if is_outlier_detector(estimator) and hasattr(estimator, "predict"):
         return {"label": estimator.predict, "scores": estimator.decision_function}
     if is_clusterer(estimator) and hasattr(estimator, "predict"):
-        return {"label": estimator.predict, "scores": getattr(estimator, "transform", estimator.predict)}
+        answers = {"label": estimator.predict}
+        return answers | ({"scores": estimator.transform} if hasattr(estimator, "transform") else {})
+    if isinstance(estimator, NearestNeighbors):
+        return {
+            "index": lambda rows: estimator.kneighbors(rows, return_distance=False),
+            "distance": lambda rows: estimator.kneighbors(rows)[0],
+        }
     if hasattr(estimator, "predict"):
         return {"prediction": estimator.predict}
     if hasattr(estimator, "transform"):
@@ -44,8 +55,6 @@ def original_of(inputs: Inputs, answers: Mapping[str, Callable[[Any], Any]]) -> 
 
     def answer(feed: Tensors) -> Tensors:
         rows = inputs.rows(feed)
-        if len(inputs.columns) == 1 and inputs.columns[0].name == "labels":
-            rows = rows[:, 0]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about names of columns, and of numbers that overflow
             return {name: _dense(ask(rows), name) for name, ask in answers.items()}
@@ -56,6 +65,10 @@ def original_of(inputs: Inputs, answers: Mapping[str, Callable[[Any], Any]]) -> 
 def _dense(values: Any, name: str) -> Array:
     """An answer as one array: sparse ones filled, one probability matrix a label stacked, two-sided scores."""
     if hasattr(values, "toarray"):
+        if np.prod(values.shape, dtype=float) > _LARGEST:
+            raise ConversionRefused(
+                f"its answers have {values.shape[1]} columns, almost all of them 0: too many for the dense arrays of ONNX"
+            )
         values = values.toarray()
     if isinstance(values, list) and values and all(isinstance(part, np.ndarray) for part in values):
         if len({part.shape for part in values}) != 1:
@@ -72,28 +85,55 @@ def _dense(values: Any, name: str) -> Array:
 def _accepts(original: Original, feed: Tensors) -> bool:
     try:
         answers = original(feed)
+    except ConversionRefused:  # whatever the rows
+        raise
     except Exception:  # noqa: BLE001  estimators raise what they like on what they do not take
         return False
-    # An answer that is itself NaN says only that nothing was computed.
-    return all(array.dtype.kind != "f" or not np.isnan(array).all() for array in answers.values())
+    # An answer that is itself NaN says only that nothing was computed; one without columns says all it can.
+    return all(
+        array.dtype.kind != "f" or not array.size or not np.isnan(array).all() for array in answers.values()
+    )
 
 
 def accepted(original: Original, probes: Sequence[Probe]) -> list[Probe]:
-    """The probes that the estimator takes; if it takes none, those of their kin without signs or fractions."""
+    """The probes that the estimator takes.
+
+    If it takes none, those of their kin without signs or fractions, and last those of their rows that it takes alone.
+
+    Raises:
+        ConversionRefused: Its answers are no arrays, whatever the rows.
+    """
     taken = [probe for probe in probes if _accepts(original, probe.feed)]
-    if taken:
+    if taken or not probes:
         return taken
     changes: dict[str, Callable[[Array], Array]] = {
         "positive": np.abs,
         "whole": lambda array: np.floor(np.abs(array)),
     }
+    kin = []
     for name, change in changes.items():
         feed = {
             key: change(array) if array.dtype.kind == "f" else array for key, array in probes[0].feed.items()
         }
         if _accepts(original, feed):
             return [Probe(name, feed)]
+        kin.append(Probe(f"{name} rows", feed))
+    for probe in (Probe("rows", probes[0].feed), *kin):
+        feed = _rows_taken(original, probe.feed)
+        if len(next(iter(feed.values()))) >= _FEW:
+            return [Probe(probe.name, feed)]
     return []
+
+
+def _rows_taken(original: Original, feed: Tensors) -> Tensors:
+    """The rows, of the first ``_ALONE``, that the estimator takes one at a time."""
+    count = min(_ALONE, len(next(iter(feed.values()))))
+    rows = [
+        row
+        for row in range(count)
+        if _accepts(original, {key: array[row : row + 1] for key, array in feed.items()})
+    ]
+    return {key: array[rows] for key, array in feed.items()}
 
 
 def check_answers(original: Original, probes: Sequence[Probe]) -> None:

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from converters.graph import IR_VERSION, OPSET, set_opsets
 
-__all__ = ["OPSET", "flat_labels", "keep_outputs", "last_column", "tidy", "tokenizer_options"]
+__all__ = ["OPSET", "columns", "flat_labels", "keep_outputs", "rows_first", "tidy", "tokenizer_options"]
 
 _DEFAULT_PATTERN = r"(?u)\b\w\w+\b"
 # Python's \w is every letter, number and underscore; in RE2, which cuts the text in onnxruntime, it is
@@ -40,6 +41,7 @@ def tidy(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str]) 
     made.CopyFrom(model)
     _remove_zipmap(made.graph)
     _stack_sequences(made.graph)
+    _invert_matrices(made.graph)
     old = [value.name for value in made.graph.input]
     _rename(made.graph, dict(zip(old, inputs, strict=False)))
     taken = {value.name for value in made.graph.input}
@@ -57,21 +59,37 @@ def tidy(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str]) 
     return made
 
 
-def last_column(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
-    """The model with an output [N, 2] cut to its second column: skl2onnx scores both of two classes."""
+def columns(model: onnx.ModelProto, name: str, indices: Sequence[int]) -> onnx.ModelProto:
+    """The model with only some columns of an output [N, any]: skl2onnx scores both of two classes."""
     cut = onnx.ModelProto()
     cut.CopyFrom(model)
-    _rename(cut.graph, {name: f"{name}_both"})
+    _rename(cut.graph, {name: f"{name}_all"})
     index = f"{name}_index"
-    cut.graph.initializer.append(helper.make_tensor(index, TensorProto.INT64, [1], [1]))
+    cut.graph.initializer.append(helper.make_tensor(index, TensorProto.INT64, [len(indices)], indices))
     cut.graph.node.append(
-        helper.make_node("Gather", [f"{name}_both", index], [name], f"{name}_gather", axis=1)
+        helper.make_node("Gather", [f"{name}_all", index], [name], f"{name}_gather", axis=1)
     )
-    for value in cut.graph.output:
-        if value.name == f"{name}_both":
-            kind = value.type.tensor_type.elem_type
-            value.CopyFrom(helper.make_tensor_value_info(name, kind, ["N", 1]))
+    _redeclare(cut.graph, f"{name}_all", name, ["N", len(indices)])
     return cut
+
+
+def rows_first(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """The model with an output [N, labels, classes] that was [labels, N, classes]."""
+    turned = onnx.ModelProto()
+    turned.CopyFrom(model)
+    _rename(turned.graph, {name: f"{name}_turned"})
+    turned.graph.node.append(
+        helper.make_node("Transpose", [f"{name}_turned"], [name], f"{name}_transpose", perm=[1, 0, 2])
+    )
+    _redeclare(turned.graph, f"{name}_turned", name, ["N", None, None])
+    return turned
+
+
+def _redeclare(graph: onnx.GraphProto, old: str, new: str, shape: Sequence[Any]) -> None:
+    """Another value of the same type as the graph's output."""
+    for value in graph.output:
+        if value.name == old:
+            value.CopyFrom(helper.make_tensor_value_info(new, value.type.tensor_type.elem_type, shape))
 
 
 def flat_labels(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -83,9 +101,7 @@ def flat_labels(model: onnx.ModelProto) -> onnx.ModelProto:
     flat.graph.node.append(
         helper.make_node("Reshape", ["label_any", "label_shape"], ["label"], "label_reshape")
     )
-    for value in flat.graph.output:
-        if value.name == "label_any":
-            value.CopyFrom(helper.make_tensor_value_info("label", value.type.tensor_type.elem_type, ["N"]))
+    _redeclare(flat.graph, "label_any", "label", ["N"])
     return flat
 
 
@@ -126,6 +142,19 @@ def _stack_sequences(graph: onnx.GraphProto) -> None:
             helper.make_node("ConcatFromSequence", [inner], [value.name], f"{inner}_node", axis=1, new_axis=1)
         )
         value.CopyFrom(helper.make_tensor_value_info(value.name, element, ["N", None, None]))
+
+
+def _invert_matrices(graph: onnx.GraphProto) -> None:
+    """A product with the inverse in the place of skl2onnx's operator Solve, which onnxruntime does not have."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type != "Solve" or node.input[0] not in constants:
+            continue
+        inverse = np.linalg.inv(numpy_helper.to_array(constants[node.input[0]]))
+        name = f"{node.output[0]}_inverse"
+        graph.initializer.append(numpy_helper.from_array(inverse, name))
+        made = helper.make_node("MatMul", [name, node.input[1]], list(node.output), f"{name}_product")
+        node.CopyFrom(made)
 
 
 def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:

@@ -11,15 +11,29 @@ from typing import Any
 
 import numpy as np
 from sklearn.compose import ColumnTransformer
+from sklearn.exceptions import NotFittedError
+from sklearn.feature_extraction import DictVectorizer
 from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.isotonic import IsotonicRegression
 from sklearn.pipeline import FeatureUnion, Pipeline
+from sklearn.utils.validation import check_is_fitted
 
 from converters.errors import ConversionError
 from converters.samples import Sample, numbers_or_text
 from onnx_serve.errors import quote
 from onnx_serve.tensors import Array, Tensors
 
-__all__ = ["MATRIX", "TEXT", "Column", "Inputs", "children", "describe", "first_steps", "indices_of"]
+__all__ = [
+    "MATRIX",
+    "TEXT",
+    "Column",
+    "Inputs",
+    "children",
+    "describe",
+    "first_steps",
+    "indices_of",
+    "keys_of",
+]
 
 MATRIX, TEXT = "features", "text"
 
@@ -47,7 +61,9 @@ class Inputs:
 
     Attributes:
         columns: Its columns, in the order of training.
-        form: ``matrix`` (one input ``features``), ``text`` (one input ``text``) or ``columns`` (one each).
+        form: ``matrix`` (one input ``features``), ``text`` (one input ``text``), ``columns`` (one each), ``records``
+            (the same, of which the estimator takes a list of dictionaries), or ``labels`` (one input of that name, which
+            the estimator takes as an array [N]).
         named: Whether the estimator was fitted on named columns.
     """
 
@@ -59,6 +75,12 @@ class Inputs:
         """A feed as the estimator takes it: an array, a list of texts or a data frame."""
         if self.form == "text":
             return [str(text) for text in feed[TEXT][:, 0]]
+        if self.form == "records":
+            columns = [feed[column.name][:, 0].tolist() for column in self.columns]
+            names = [column.name for column in self.columns]
+            return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+        if self.form == "labels":
+            return feed[self.columns[0].name][:, 0]
         if self.form == "matrix":
             if not self.named:
                 return feed[MATRIX]
@@ -125,15 +147,19 @@ def describe(estimator: Any, sample: Sample | None) -> Inputs:
     steps = list(first_steps(estimator))
     if steps and all(hasattr(step, "build_analyzer") for step in steps):
         return Inputs((Column(TEXT, "text", document=True),), "text", named=False)
+    if len(steps) == 1 and isinstance(steps[0], DictVectorizer):
+        keys = keys_of(steps[0]).items()
+        known = (Column(key, "text", tuple(values)) if values else Column(key) for key, values in keys)
+        return Inputs(tuple(known), "records", named=False)
     # A pipeline asks its first step, which may be none.
     first = estimator if hasattr(estimator, "n_features_in_") or not steps else steps[0]
     names = getattr(first, "feature_names_in_", None)
-    count = getattr(first, "n_features_in_", None)
+    count = 1 if isinstance(first, IsotonicRegression) else getattr(first, "n_features_in_", None)
     if count is None:
         if type(estimator).__name__ in {"LabelEncoder", "LabelBinarizer"}:
             kinds = estimator.classes_.dtype.kind
             return Inputs((Column("labels", "text" if kinds in "OU" else "integer", tuple(estimator.classes_.tolist())),),
-                          "columns", named=False)  # fmt: skip
+                          "labels", named=False)  # fmt: skip
         raise ConversionError(
             f"{type(estimator).__name__} does not say which columns it takes: expected an estimator of tables or of texts"
         )
@@ -151,6 +177,15 @@ def describe(estimator: Any, sample: Sample | None) -> Inputs:
         if not (kinds == {"number"} and not by_name):
             return Inputs(tuple(columns), "columns", named=names is not None)
     return Inputs(tuple(columns), "matrix", named=names is not None)
+
+
+def keys_of(vectorizer: Any) -> dict[str, list[str]]:
+    """The keys of the dictionaries that a DictVectorizer knows, with the texts that it knows of each; numbers have none."""
+    texts: dict[str, list[str]] = {}
+    for name in vectorizer.feature_names_:
+        key, separator, value = str(name).partition(vectorizer.separator)
+        texts.setdefault(key, []).extend([value] if separator else [])
+    return texts
 
 
 def _as_sampled(column: Column, sample: Sample) -> Column:
@@ -208,8 +243,20 @@ def children(estimator: Any) -> list[tuple[str, Any]]:
         result = [(names[i] if i < len(names) else str(i), child) for i, child in enumerate(fitted)]
         final = getattr(estimator, "final_estimator_", None)
         return [*result, ("final_estimator", final)] if hasattr(final, "fit") else result
-    single = getattr(estimator, "estimator_", None)
-    return [("estimator_", single)] if hasattr(single, "fit") else []
+    for name in ("estimator_", "regressor_", "estimator"):
+        single = getattr(estimator, name, None)
+        if hasattr(single, "fit"):
+            return [(name, single)] if name != "estimator" or _is_fitted(single) else []
+    return []
+
+
+def _is_fitted(estimator: Any) -> bool:
+    """Whether a template is none: FrozenEstimator and thresholds hold an estimator that was fitted before."""
+    try:
+        check_is_fitted(estimator)
+    except (NotFittedError, TypeError):
+        return False
+    return True
 
 
 def _kinds(step: Any, labels: Sequence[str]) -> Iterator[tuple[int, Column]]:

@@ -4,13 +4,17 @@ skl2onnx lets a class be registered with a converter
 (https://onnx.ai/sklearn-onnx/auto_tutorial/plot_gexternal_lightgbm.html). Registered here are
 
 - scikit-learn's trees, forests and histogram boosting (``sklearn_trees``);
+- estimators that are formulas (``sklearn_formulas``) or ask others (``sklearn_composites``, ``_calibration``, ``_stacking``);
 - the estimators of xgboost, LightGBM and CatBoost, those that are installed;
 - ``GradientBoosting*`` and ``AdaBoost*``, whose trees cast their features to float32 whatever they get:
   skl2onnx's converter, behind a cast where the graph is in double.
 """
 
+import contextlib
+import contextvars
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,49 +27,81 @@ from skl2onnx.common.shape_calculator import (
     calculate_linear_classifier_output_shapes,
     calculate_linear_regressor_output_shapes,
 )
-from sklearn import ensemble
+from sklearn import ensemble, neighbors
 
+from converters import (
+    sklearn_affine,
+    sklearn_calibration,
+    sklearn_composites,
+    sklearn_distances,
+    sklearn_formulas,
+    sklearn_functions,
+    sklearn_imputers,
+    sklearn_kernels,
+    sklearn_records,
+    sklearn_stacking,
+    sklearn_transforms,
+)
 from converters.boosting import Boosting
 from converters.errors import ConversionError
 from converters.graph import Graph
+from converters.sklearn_expressions import Expression
+from converters.sklearn_formulas import CLASSIFIER_OPTIONS, alias_of, element, splice
+from converters.sklearn_single import in_single
 from converters.sklearn_trees import (
     FORESTS,
     HISTOGRAMS,
     isolation_scores,
+    leaf_columns,
     multilabel_scores,
     read_forest,
     read_histogram,
 )
 
-__all__ = ["SINGLE_PRECISION", "boosting_of", "register"]
+__all__ = ["SINGLE_PRECISION", "boosting_of", "register", "zeros_missing"]
 
 # They cast what they get to float32 (sklearn/tree/_classes.py, sklearn/ensemble/_gb.py).
 _WRAPPED = (ensemble.GradientBoostingClassifier, ensemble.GradientBoostingRegressor)
-SINGLE_PRECISION = (*FORESTS, *_WRAPPED, ensemble.IsolationForest)
+SINGLE_PRECISION = (*FORESTS, *_WRAPPED, ensemble.IsolationForest, ensemble.RandomTreesEmbedding)
 # Most often of trees; skl2onnx's converters know float32 only.
 _ADAPTIVE = (ensemble.AdaBoostClassifier, ensemble.AdaBoostRegressor)
-_CLASSIFIER_OPTIONS = {
-    "zipmap": [True, False, "columns"],
-    "nocl": [True, False],
-    "output_class_labels": [False, True],
-    "raw_scores": [True, False],
-}
 Convert = Callable[[Any, Any, Any], None]
 Read = Callable[[Any], Boosting | None]
 _readers: dict[type, Read] = {}
 _replaced: set[str] = set()
+_zeros_missing = contextvars.ContextVar("zeros_missing", default=False)
 
 
 def register() -> None:
     """Registers what is not registered yet; called before each conversion, cheap after the first."""
     for kind in FORESTS:
-        _replace(kind, lambda inner: _converter(read_forest, _several(inner)))
+        _replace(kind, lambda _: _converter(read_forest, _several))
         _readers[kind] = read_forest
     for kind in (*_WRAPPED, *_ADAPTIVE):
-        _replace(kind, _in_single)
+        _replace(kind, in_single)
     _replace(ensemble.IsolationForest, lambda _: _isolate)
     for kind in HISTOGRAMS:
         _add(kind, read_histogram)
+    if "formulas" not in _replaced:
+        for family in (
+            sklearn_affine,
+            sklearn_distances,
+            sklearn_functions,
+            sklearn_kernels,
+            sklearn_transforms,
+        ):
+            sklearn_formulas.register(family.FORMULAS)
+        sklearn_formulas.register({ensemble.RandomTreesEmbedding: _embed})
+        sklearn_composites.register()
+        for kind in (neighbors.KNeighborsClassifier, neighbors.KNeighborsRegressor):
+            sklearn_formulas.prefer(
+                kind, sklearn_distances.weighted_neighbours, sklearn_distances.is_weighted
+            )
+        sklearn_calibration.register()
+        sklearn_stacking.register()
+        sklearn_imputers.register()
+        sklearn_records.register()
+        _replaced.add("formulas")
     # A library that nobody imported has no estimator in the pipeline.
     if "xgboost" in sys.modules:
         _add_xgboost()
@@ -90,7 +126,24 @@ def _add_xgboost() -> None:
     for kind in (
         xgboost.XGBClassifier, xgboost.XGBRegressor, xgboost.XGBRFClassifier, xgboost.XGBRFRegressor, xgboost.XGBRanker,
     ):  # fmt: skip
-        _add(kind, lambda model: read(model)[0])
+        _add(kind, lambda model: _sparse(read(model)[0]))
+
+
+def _sparse(boosting: Boosting) -> Boosting:
+    """The model with zeros as missing values: that is what xgboost takes the gaps of a sparse matrix for."""
+    if not _zeros_missing.get():
+        return boosting
+    return replace(boosting, zero_as_nan=frozenset(range(boosting.trees.features)))
+
+
+@contextlib.contextmanager
+def zeros_missing(*, missing: bool) -> Iterator[None]:
+    """Within it, conversions take the zeros that xgboost's estimators get for missing values, or do not."""
+    token = _zeros_missing.set(missing)
+    try:
+        yield
+    finally:
+        _zeros_missing.reset(token)
 
 
 def _add_lightgbm() -> None:
@@ -119,13 +172,20 @@ def _add(kind: type, read: Read) -> None:
     shapes = (
         calculate_linear_classifier_output_shapes if classifies else calculate_linear_regressor_output_shapes
     )
-    alias = f"OnnxServe{kind.__module__.partition('.')[0]}{kind.__name__}"
+    alias = alias_of(kind)
     update_registered_converter(
         kind, alias, shapes, _converter(read),
-        options=_CLASSIFIER_OPTIONS if classifies else None,
+        options=_options(kind) if classifies else None,
         parser=_parser(alias) if kind.__module__.startswith("catboost") and classifies else None,
     )  # fmt: skip
     _readers[kind] = read
+
+
+def _options(kind: type) -> dict[str, list[Any]]:
+    """skl2onnx's options; without a decision function there are no raw scores to ask for."""
+    if hasattr(kind, "decision_function"):
+        return CLASSIFIER_OPTIONS
+    return {name: values for name, values in CLASSIFIER_OPTIONS.items() if name != "raw_scores"}
 
 
 def _parser(alias: str) -> Any:
@@ -165,13 +225,10 @@ def _converter(read: Read, otherwise: Convert | None = None) -> Convert:
             assert otherwise is not None
             otherwise(scope, operator, container)
             return
-        if (
+        raw = (
             container.has_options(model, "raw_scores")
             and container.get_options(model, {"raw_scores": False})["raw_scores"]
-        ):
-            raise ConversionError(
-                f"{type(model).__name__}: raw scores inside another estimator have no converter"
-            )
+        )
         if boosting.multilabel:
             raise ConversionError(
                 f"{type(model).__name__}: several labels inside another estimator have no converter"
@@ -184,32 +241,31 @@ def _converter(read: Read, otherwise: Convert | None = None) -> Convert:
             label, probabilities = operator.outputs
             found = boosting.probabilities(graph, scores)
             boosting.label(graph, found, label.full_name)
-            graph.add("Cast", found, output=probabilities.full_name, to=_element(probabilities))
+            told = scores if raw else found
+            graph.add("Cast", told, output=probabilities.full_name, to=element(probabilities))
         else:
             found = boosting.predictions(graph, scores)
             [prediction] = operator.outputs
-            graph.add("Cast", found, output=prediction.full_name, to=_element(prediction))
-        _splice(graph, container)
+            graph.add("Cast", found, output=prediction.full_name, to=element(prediction))
+        splice(graph, container)
 
     return convert
 
 
-def _several(inner: Convert) -> Convert:
-    """The converter of forests with several sets of classes; skl2onnx's where the sets differ in size."""
+def _several(scope: Any, operator: Any, container: Any) -> None:
+    """The converter of forests with several sets of classes."""
+    graph = Graph(scope.get_unique_operator_name("forest") + "_")
+    features = graph.add("Cast", operator.inputs[0].full_name, to=TensorProto.FLOAT)
+    label, shares = multilabel_scores(operator.raw_operator, graph, features)
+    graph.add("Identity", label, output=operator.outputs[0].full_name)
+    graph.add("Cast", shares, output=operator.outputs[1].full_name, to=element(operator.outputs[1]))
+    splice(graph, container)
 
-    def convert(scope: Any, operator: Any, container: Any) -> None:
-        model = operator.raw_operator
-        if len({tuple(np.asarray(classes).tolist()) for classes in model.classes_}) != 1:
-            inner(scope, operator, container)
-            return
-        graph = Graph(scope.get_unique_operator_name("forest") + "_")
-        features = graph.add("Cast", operator.inputs[0].full_name, to=TensorProto.FLOAT)
-        label, shares = multilabel_scores(model, graph, features)
-        graph.add("Identity", label, output=operator.outputs[0].full_name)
-        graph.add("Cast", shares, output=operator.outputs[1].full_name, to=_element(operator.outputs[1]))
-        _splice(graph, container)
 
-    return convert
+def _embed(model: Any, x: Expression) -> list[Expression]:
+    """The formula of ``RandomTreesEmbedding``."""
+    features = x.graph.add("Cast", x.name, to=TensorProto.FLOAT)
+    return [x.named(leaf_columns(model, x.graph, features))]
 
 
 def _isolate(scope: Any, operator: Any, container: Any) -> None:
@@ -218,70 +274,5 @@ def _isolate(scope: Any, operator: Any, container: Any) -> None:
     features = graph.add("Cast", operator.inputs[0].full_name, to=TensorProto.FLOAT)
     label, decision = isolation_scores(operator.raw_operator, graph, features)
     graph.add("Identity", label, output=operator.outputs[0].full_name)
-    graph.add("Cast", decision, output=operator.outputs[1].full_name, to=_element(operator.outputs[1]))
-    _splice(graph, container)
-
-
-def _splice(graph: Graph, container: Any) -> None:
-    container.nodes.extend(graph.nodes)
-    container.initializers.extend(graph.initializers)
-    container.node_domain_version_pair_sets.update({("", 18), ("ai.onnx.ml", 3)})
-
-
-def _element(variable: Any) -> int:
-    return int(TensorProto.DOUBLE if isinstance(variable.type, DoubleTensorType) else TensorProto.FLOAT)
-
-
-# --- Behind a cast ----------------------------------------------------------------------------------
-
-
-class _Single:
-    """An operator as its converter sees it, with float32 in the place of float64."""
-
-    def __init__(self, operator: Any, scope: Any) -> None:
-        self._operator = operator
-        self.inputs = [_float_of(variable, scope) for variable in operator.inputs]
-        self.outputs = [
-            _float_of(variable, scope) if isinstance(variable.type, DoubleTensorType) else variable
-            for variable in operator.outputs
-        ]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._operator, name)
-
-    @property
-    def input_full_names(self) -> list[str]:
-        return [variable.full_name for variable in self.inputs]
-
-    @property
-    def output_full_names(self) -> list[str]:
-        return [variable.full_name for variable in self.outputs]
-
-
-def _float_of(variable: Any, scope: Any) -> Any:
-    """A value beside another one; fed, as it is the casts here that give it."""
-    made = scope.declare_local_variable(
-        f"{variable.raw_name}_single", FloatTensorType(list(variable.type.shape))
-    )
-    made.init_status(is_fed=True)
-    return made
-
-
-def _in_single(inner: Convert) -> Convert:
-    """skl2onnx's converter between two casts where the input is double."""
-
-    def convert(scope: Any, operator: Any, container: Any) -> None:
-        if not isinstance(operator.inputs[0].type, DoubleTensorType):
-            inner(scope, operator, container)
-            return
-        single = _Single(operator, scope)
-        graph = Graph(scope.get_unique_operator_name("single") + "_")
-        for source, target in zip(operator.inputs, single.inputs, strict=True):
-            graph.add("Cast", source.full_name, output=target.full_name, to=TensorProto.FLOAT)
-        inner(scope, single, container)
-        for source, target in zip(single.outputs, operator.outputs, strict=True):
-            if source is not target:
-                graph.add("Cast", source.full_name, output=target.full_name, to=TensorProto.DOUBLE)
-        _splice(graph, container)
-
-    return convert
+    graph.add("Cast", decision, output=operator.outputs[1].full_name, to=element(operator.outputs[1]))
+    splice(graph, container)

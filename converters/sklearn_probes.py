@@ -95,8 +95,6 @@ def _column(
         return result
     if column.kind == "text":
         return np.array([_UNSEEN] * rows, object)
-    if column.kind == "integer":
-        return generator.integers(0, 10, rows)
     return generator.uniform(span[0], span[1], rows)
 
 

@@ -7,6 +7,7 @@ says. Histogram boosting compares in float64, and its categories are bits of a s
 ``sklearn/ensemble/_hist_gradient_boosting/_predictor.pyx``; an unknown category goes where a missing one goes.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,15 @@ from converters.graph import Graph
 from converters.trees import Ensemble, Leaf, Split, round_down
 from onnx_serve.tensors import Array
 
-__all__ = ["FORESTS", "HISTOGRAMS", "isolation_scores", "multilabel_scores", "read_forest", "read_histogram"]
+__all__ = [
+    "FORESTS",
+    "HISTOGRAMS",
+    "isolation_scores",
+    "leaf_columns",
+    "multilabel_scores",
+    "read_forest",
+    "read_histogram",
+]
 
 FORESTS = (
     tree.DecisionTreeClassifier, tree.DecisionTreeRegressor, tree.ExtraTreeClassifier, tree.ExtraTreeRegressor,
@@ -52,9 +61,13 @@ def read_forest(model: Any) -> Boosting | None:
 
 
 def multilabel_scores(model: Any, graph: Graph, features: str) -> tuple[str, str]:
-    """Adds a forest with several sets of the same classes: labels [N, sets] and shares FLOAT[N, sets, classes]."""
+    """Adds a forest with several sets of equally many classes: labels [N, sets] and shares FLOAT[N, sets, classes]."""
     members = getattr(model, "estimators_", [model])
     sets, width = len(model.classes_), len(model.classes_[0])
+    if any(len(classes) != width for classes in model.classes_):
+        raise ConversionError(
+            f"{type(model).__name__}: its labels have different numbers of classes, so that no array holds them"
+        )
     trees = Ensemble(model.n_features_in_, sets * width, np.float32)
     for member in members:
         values = member.tree_.value / member.tree_.value.sum(axis=2, keepdims=True)
@@ -62,7 +75,24 @@ def multilabel_scores(model: Any, graph: Graph, features: str) -> tuple[str, str
     sums = trees.emit(graph, features, [0.0] * (sets * width))
     shares = graph.add("Reshape", sums, graph.constant([-1, sets, width], np.int64))
     best = graph.add("ArgMax", shares, axis=2, keepdims=0)
-    return graph.add("Gather", graph.constant(label_array(model.classes_[0])), best, axis=0), shares
+    # The classes stand in one row, a set after the other.
+    place = graph.add("Add", best, graph.constant([np.arange(sets) * width], np.int64))
+    return graph.add(
+        "Gather", graph.constant(label_array(np.concatenate(model.classes_).tolist())), place, axis=0
+    ), shares
+
+
+def leaf_columns(model: Any, graph: Graph, features: str) -> str:
+    """Adds a fitted ``RandomTreesEmbedding``: 1 in the column of each tree's leaf, FLOAT[N, leaves]."""
+    leaves = model.one_hot_encoder_.categories_
+    width = sum(map(len, leaves))
+    trees = Ensemble(model.n_features_in_, width, np.float32)
+    start = 0
+    for member, known in zip(model.estimators_, leaves, strict=True):
+        places = {int(leaf): start + place for place, leaf in enumerate(known)}
+        _grow(trees, member.tree_, lambda node: Leaf([1.0], places[node]))  # noqa: B023  called at once
+        start += len(known)
+    return trees.emit(graph, features, [0.0] * width)
 
 
 def isolation_scores(model: Any, graph: Graph, features: str) -> tuple[str, str]:
@@ -93,13 +123,14 @@ def _depths(inner: Any) -> Array:
     return depths
 
 
-def _grow(trees: Ensemble, inner: Any, values: Array, columns: Any = None) -> None:
+def _grow(trees: Ensemble, inner: Any, values: Array | Callable[[int], Leaf], columns: Any = None) -> None:
+    """Adds a tree of scikit-learn's; its leaves give a row of ``values``, or what ``values`` makes of their number."""
     left, right = inner.children_left, inner.children_right
     missing = getattr(inner, "missing_go_to_left", np.zeros(inner.node_count))
 
     def visit(node: int) -> Split | Leaf:
         if left[node] < 0:
-            return Leaf(values[node].tolist())
+            return values(node) if callable(values) else Leaf(values[node].tolist())
         feature = int(inner.feature[node] if columns is None else columns[inner.feature[node]])
         threshold = round_down(float(inner.threshold[node]))
         return Split(
@@ -133,9 +164,7 @@ def read_histogram(model: Any) -> Boosting:
         raise ConversionError(f"{type(model).__name__}: the loss {loss} has no converter")
     base = np.broadcast_to(np.ravel(model._baseline_prediction), targets)  # noqa: SLF001
     classes = tuple(np.asarray(model.classes_).tolist()) if is_classifier(model) else ()
-    # Without a preprocessor, categories are floats that are cut to whole numbers.
-    integral = frozenset() if codes else frozenset(trees.categories)
-    return Boosting(trees, [float(value) for value in base], _LINKS[loss], classes=classes, integral=integral)
+    return Boosting(trees, [float(value) for value in base], _LINKS[loss], classes=classes)
 
 
 def _categories(model: Any) -> tuple[list[int], dict[int, Array]]:
@@ -145,9 +174,8 @@ def _categories(model: Any) -> tuple[list[int], dict[int, Array]]:
     if preprocessor is None:
         return list(range(features)), {}
     # Fitting puts the categorical columns first.
-    mask = _categorical_mask(model, features)
-    categorical = [column for column in range(features) if mask[column]]
-    numeric = [column for column in range(features) if not mask[column]]
+    categorical = np.flatnonzero(model.is_categorical_).tolist()
+    numeric = np.flatnonzero(~model.is_categorical_).tolist()
     encoder = preprocessor.named_transformers_["encoder"]
     codes = {}
     for column, found in zip(categorical, encoder.categories_, strict=True):
@@ -158,21 +186,6 @@ def _categories(model: Any) -> tuple[list[int], dict[int, Array]]:
             )
         codes[column] = np.asarray(found, np.float64)
     return [*categorical, *numeric], codes
-
-
-def _categorical_mask(model: Any, features: int) -> list[bool]:
-    """Which raw columns are categorical, from what the preprocessor selects."""
-    mask = [False] * features
-    names = list(getattr(model, "feature_names_in_", ()))
-    for name, _, selection in model._preprocessor.transformers_:  # noqa: SLF001
-        if name != "encoder":
-            continue
-        values = np.asarray(selection)
-        if values.dtype == bool:
-            return [bool(value) for value in values]
-        for value in values:
-            mask[names.index(value) if isinstance(value, str) else int(value)] = True
-    return mask
 
 
 def _hist_visitor(
@@ -195,8 +208,8 @@ def _hist_visitor(
         if to_left:
             # Right takes only the known categories that are not in the set.
             others = _members(known[positions[feature]]) - chosen
-            return Split(column, "", 0.0, right, left, members=_raw(others, codes.get(column)))
-        return Split(column, "", 0.0, left, right, members=_raw(chosen, codes.get(column)))
+            return Split(column, "", 0.0, right, left, members=_raw(others, codes[column]))
+        return Split(column, "", 0.0, left, right, members=_raw(chosen, codes[column]))
 
     return visit
 
@@ -205,8 +218,6 @@ def _members(bitset: Array) -> set[int]:
     return {32 * word + bit for word, bits in enumerate(bitset) for bit in range(32) if int(bits) >> bit & 1}
 
 
-def _raw(members: set[int], codes: Array | None) -> tuple[Any, ...]:
+def _raw(members: set[int], codes: Array) -> tuple[Any, ...]:
     """The categories as the columns hold them."""
-    if codes is None:
-        return tuple(sorted(members))
     return tuple(float(codes[member]) for member in sorted(members) if member < len(codes))

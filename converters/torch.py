@@ -10,7 +10,7 @@ import contextlib
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,11 @@ except ModuleNotFoundError as ex:
 from converters import parity, torch_sample
 from converters.artifact import Format
 from converters.conversion import Conversion, Progress, Request, load_graph, override, say_nothing
+from converters.external_data import EXTERNAL_BYTES, split_weights
+from converters.graph import OPSET
 from converters.torch_axes import Axes, batch_positions, infer, parse, runs_again
 from converters.torch_exporters import (
     CAPTURE,
-    DEFAULT_OPSET,
     TRACE,
     CannotExport,
     DependsOnData,
@@ -39,7 +40,6 @@ from converters.torch_exporters import (
     by_capture,
     by_trace,
     name_outputs,
-    split_weights,
 )
 from converters.torch_feeds import CannotRun, resize, unlike_all
 from converters.torch_file import read_model
@@ -66,13 +66,13 @@ class Options:
     Attributes:
         dynamic: Free dimensions, ``("x:0=batch", "x:1=length")``; if any are named, none are inferred. A
             ``batch`` (or ``N``, ``rows``) on another dimension than 0 is moved there.
-        opset: The ONNX operator set, 18 to 23.
+        opset: The ONNX operator set, 18 to 23; by default that of ``targets.converting_for``.
         external_bytes: Weights of more bytes than that in all go to a file beside the graph.
     """
 
     dynamic: tuple[str, ...] = ()
-    opset: int = DEFAULT_OPSET
-    external_bytes: int = 1 << 30
+    opset: int = field(default_factory=lambda: OPSET[""])
+    external_bytes: int = EXTERNAL_BYTES
 
 
 def convert_file(request: Request, kind: Format, progress: Progress = say_nothing) -> Conversion:
@@ -114,7 +114,7 @@ def _options(request: Request) -> Options:
     unknown = [name for name in request.options if name not in _OPTIONS]
     if unknown:
         raise ConversionError(f"option: expected one of {', '.join(_OPTIONS)}, got {quote(unknown[0])}")
-    opset = request.options.get("opset", str(DEFAULT_OPSET))
+    opset = request.options.get("opset", str(OPSET[""]))
     if not opset.isdecimal():
         raise ConversionError(f"opset: expected a number, got {quote(opset)}")
     words = request.options.get("dynamic", "").split(",")
@@ -235,7 +235,7 @@ def _axes(program: Program, feed: Tensors, given: dict[tuple[str, int], str]) ->
     except ConversionRefused:
         if not program.scripted:
             with contextlib.suppress(CannotExport):
-                by_capture(program, feed, Axes(), DEFAULT_OPSET)
+                by_capture(program, feed, Axes(), OPSET[""])
         raise
 
 

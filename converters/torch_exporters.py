@@ -11,7 +11,6 @@ import contextlib
 import io
 import linecache
 import logging
-import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -31,7 +30,6 @@ from onnx_serve.tensors import Tensors
 
 __all__ = [
     "CAPTURE",
-    "DEFAULT_OPSET",
     "TRACE",
     "CannotExport",
     "DependsOnData",
@@ -39,16 +37,11 @@ __all__ = [
     "by_capture",
     "by_trace",
     "name_outputs",
-    "split_weights",
 ]
 
-# onnxruntime 1.26 to 1.32 implement opset 20 and several after it; the exporters reach 23 and 20.
-# https://onnxruntime.ai/docs/reference/compatibility.html
-DEFAULT_OPSET = 20
 _TRACE_MAX_OPSET = 20
 _SYMBOL = re.compile(r"[A-Za-z_]\w*")
 _GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
-_EXTERNAL_NAME = "model.onnx.data"
 _CAPTURE_LOGGERS = ("torch", "onnxscript", "onnx_ir")
 _OWN = Path(__file__).parent
 _TORCH = Path(torch.__file__).parent
@@ -177,29 +170,6 @@ def name_outputs(model: onnx.ModelProto, axes: Axes, runs: list[tuple[Tensors, T
                 dim.dim_param = f"{output.name}_{axis}"
 
 
-def split_weights(
-    model: onnx.ModelProto, folder: Path, limit: int
-) -> tuple[onnx.ModelProto, dict[str, Path]]:
-    """Moves large weights to a file of external data if the model is larger than ``limit`` bytes.
-
-    Returns:
-        The graph, and the file by its location relative to the model.
-    """
-    if sum(_tensor_bytes(tensor) for tensor in model.graph.initializer) <= limit:
-        return model, {}
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "model.onnx"
-    onnx.save_model(
-        model,
-        path,
-        save_as_external_data=True,
-        all_tensors_to_one_file=True,
-        location=_EXTERNAL_NAME,
-        size_threshold=0,
-    )
-    return onnx.load_model(path, load_external_data=False), {_EXTERNAL_NAME: folder / _EXTERNAL_NAME}
-
-
 def _capture(program: Program, example: Tensors, axes: Axes) -> Any:
     free = torch.export.Dim.DYNAMIC
     shapes = tuple(
@@ -313,10 +283,6 @@ def _is_finite(bound: Any) -> bool:
 def _size(feed: Tensors, axes: Axes, symbol: str) -> int:
     name, axis = axes.of(symbol)[0]
     return int(feed[name].shape[axis])
-
-
-def _tensor_bytes(tensor: onnx.TensorProto) -> int:
-    return len(tensor.raw_data) or 8 * math.prod(tensor.dims)
 
 
 @contextlib.contextmanager

@@ -167,5 +167,6 @@ class Ensemble:
 
 def round_down(value: float) -> float:
     """The largest float32 that is not above ``value``: ``x <= value`` is the same for every float32 ``x``."""
-    rounded = np.float32(value)
-    return float(np.nextafter(rounded, np.float32(-np.inf)) if float(rounded) > value else rounded)
+    with np.errstate(over="ignore"):  # beyond float32's range: an infinity, or the number before it
+        rounded = np.float32(value)
+        return float(np.nextafter(rounded, np.float32(-np.inf)) if float(rounded) > value else rounded)

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from converters.artifact import Format
-from converters.boosting import Boosting, to_model
-from converters.conversion import Conversion, Progress, Request, prove, say_nothing
+from converters.boosting import Boosting
+from converters.boosting_proof import class_answers, prove_boosting, request_sample
+from converters.conversion import Conversion, Progress, Request, say_nothing
 from converters.errors import ConversionError, MissingExtra
-from converters.parity import Original, Tolerances
-from converters.probes import matrix_probes, ranges_of
-from converters.samples import Sample, matrix_sample, read_sample
+from converters.parity import Original
+from converters.samples import Sample
 from converters.trees import Ensemble, Leaf, Split
 from onnx_serve.errors import quote
 from onnx_serve.tensors import Array, Tensors
@@ -40,7 +40,6 @@ _LINKS = {
     "survival:cox": "exp", "survival:aft": "exp",
     "rank:pairwise": "identity", "rank:ndcg": "identity", "rank:map": "identity",
 }  # fmt: skip
-_TOLERANCES = Tolerances(rtol=1e-4, atol=1e-6)
 
 
 def convert_file(request: Request, _kind: Format, progress: Progress = say_nothing) -> Conversion:
@@ -66,8 +65,7 @@ def convert_file(request: Request, _kind: Format, progress: Progress = say_nothi
     if notes.get("_estimator_type") == "classifier":
         model = xgboost.XGBClassifier()
         model.load_model(bytearray(path.read_bytes()))
-    sample = read_sample(Path(request.sample)) if request.sample else None
-    return convert(model, sample, progress=progress, tolerances=request.tolerances)
+    return convert(model, request_sample(request), progress=progress, tolerances=request.tolerances)
 
 
 def convert(
@@ -90,16 +88,9 @@ def convert(
         ConversionRefused: No graph answers as it does.
     """
     boosting, original = read(model)
-    trees = boosting.trees
-    ranges = ranges_of(trees.thresholds, trees.features)
-    probes = [
-        *matrix_sample(sample, trees.features, boosting.names),
-        *matrix_probes(ranges, trees.thresholds, trees.categories, missing=boosting.linear is None),
-    ]
-    return prove(
-        to_model(boosting), original, probes,
-        framework="xgboost", family=type(model).__name__, tolerances=_TOLERANCES, overrides=tolerances,
-        columns=boosting.names, classes=boosting.classes, progress=progress,
+    return prove_boosting(
+        boosting, original, framework="xgboost", family=type(model).__name__, sample=sample,
+        tolerances=tolerances, progress=progress,
     )  # fmt: skip
 
 
@@ -229,6 +220,4 @@ def _wrapped(model: Any, rows: Array, types: Sequence[str] | None) -> Tensors:
         feature_types=types,
         enable_categorical=True,
     )
-    shares = booster.predict(matrix)
-    shares = shares if shares.ndim == 2 else np.stack([1 - shares, shares], axis=1)  # noqa: PLR2004  rows and classes
-    return {"label": np.asarray(classes)[shares.argmax(axis=1)], "probabilities": shares}
+    return class_answers(booster.predict(matrix), classes)

@@ -14,7 +14,8 @@ class Admission:
 
     Whoever is let in holds one of ``permits``; at most ``waiting_room`` others wait for one. That bounds
     the memory of all requests together, and the threads they hold, so that the health check always finds
-    one.
+    one. Small requests that may share a run are let in at once and count as waiting all the time: they can only
+    be put together when many of them have come that far.
 
     Args:
         permits: Requests worked on at once.
@@ -36,12 +37,19 @@ class Admission:
         return self.permits + self.waiting_room + 2
 
     @contextmanager
-    def permit(self) -> Iterator[None]:
+    def permit(self, *, small: bool = False) -> Iterator[None]:
         """Holds a permit for the block's time.
+
+        Args:
+            small: Whether the request takes next to no memory and may share its runs with others.
 
         Raises:
             Overloaded: The waiting room is full, or no permit became free in time.
         """
+        if small:
+            with self._place_in_waiting_room():
+                yield
+            return
         if not self._free.acquire(blocking=False):
             self._wait()
         try:
@@ -50,6 +58,12 @@ class Admission:
             self._free.release()
 
     def _wait(self) -> None:
+        with self._place_in_waiting_room():
+            if not self._free.acquire(timeout=self._timeout_s):
+                raise Overloaded(f"no permit became free within {self._timeout_s:g} s")
+
+    @contextmanager
+    def _place_in_waiting_room(self) -> Iterator[None]:
         with self._lock:
             if self._waiting >= self.waiting_room:
                 raise Overloaded(
@@ -57,8 +71,7 @@ class Admission:
                 )
             self._waiting += 1
         try:
-            if not self._free.acquire(timeout=self._timeout_s):
-                raise Overloaded(f"no permit became free within {self._timeout_s:g} s")
+            yield
         finally:
             with self._lock:
                 self._waiting -= 1

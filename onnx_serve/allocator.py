@@ -7,9 +7,10 @@ arena that keeps a bounded amount at its top is faster and smaller; measured in 
 """
 
 import ctypes
+import gc
 import os
 
-__all__ = ["tune"]
+__all__ = ["release", "tune"]
 
 # Parameters of mallopt(3), from malloc.h of glibc: https://man7.org/linux/man-pages/man3/mallopt.3.html
 _M_TRIM_THRESHOLD = -1
@@ -17,6 +18,15 @@ _M_TOP_PAD = -2
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
 _MIB = 1 << 20
+
+
+def release() -> None:
+    """Gives memory that nothing uses back to the system; a heap keeps some of it otherwise."""
+    gc.collect()
+    # https://man7.org/linux/man-pages/man3/malloc_trim.3.html, of glibc.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def tune(memory_limit_bytes: int) -> None:
@@ -38,7 +48,7 @@ def tune(memory_limit_bytes: int) -> None:
         (_M_ARENA_MAX, "MALLOC_ARENA_MAX", 1),
         (_M_TRIM_THRESHOLD, "MALLOC_TRIM_THRESHOLD_", kept),
         (_M_TOP_PAD, "MALLOC_TOP_PAD_", min(kept // 4, 16 * _MIB)),
-        (_M_MMAP_THRESHOLD, "MALLOC_MMAP_THRESHOLD_", min(kept, 32 * _MIB)),
+        (_M_MMAP_THRESHOLD, "MALLOC_MMAP_THRESHOLD_", min(kept, 16 * _MIB)),
     ):
         if variable not in os.environ:
             mallopt(parameter, value)

@@ -8,7 +8,6 @@ import falcon
 import orjson
 
 from onnx_serve import errors, multi_model, oip
-from onnx_serve.model_registry import AlreadyLoaded, UnknownModel
 from onnx_serve.repository import Repository
 from onnx_serve.sagemaker import ExecutionParametersResource, Invocations, Ping, inference_id
 
@@ -19,10 +18,10 @@ _log = logging.getLogger("onnx_serve")
 # Falcon looks for the nearest base class, so a new error is a client's error until it is listed here.
 STATUS: dict[type[errors.ServeError], str] = {
     errors.RequestError: falcon.HTTP_400,
-    UnknownModel: falcon.HTTP_404,
+    errors.UnknownModel: falcon.HTTP_404,
     errors.EncodeError: falcon.HTTP_406,
     errors.NotAcceptable: falcon.HTTP_406,
-    AlreadyLoaded: falcon.HTTP_409,
+    errors.AlreadyLoaded: falcon.HTTP_409,
     errors.PayloadTooLarge: falcon.HTTP_413,
     errors.UnsupportedMediaType: falcon.HTTP_415,
     errors.InferenceError: falcon.HTTP_500,
@@ -30,6 +29,8 @@ STATUS: dict[type[errors.ServeError], str] = {
     errors.Overloaded: falcon.HTTP_503,
     errors.DeadlineExceeded: falcon.HTTP_504,
     errors.OutOfMemory: falcon.HTTP_507,
+    # Nobody reads it; the number is nginx's for the same.
+    errors.Abandoned: "499 Client Closed Request",
 }
 
 

@@ -51,11 +51,11 @@ def cast_elements(array: Array, dtype: DataType, name: str) -> Array:
 def _to_float(array: Array, dtype: DataType, name: str) -> Array:
     target = dtype.numpy
     try:
-        # Raising is cheaper than looking for new infinities afterwards.
-        with np.errstate(over="raise"):
+        # Raising is cheaper than looking for new infinities afterwards. A signalling NaN stays a NaN.
+        with np.errstate(over="raise", invalid="ignore"):
             wide = array.astype(target, copy=False)
     except FloatingPointError:
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             wrong = np.isinf(array.astype(target)) & np.isfinite(array)
         raise _wrong_value(name, dtype, array, wrong) from None
     if dtype.is_native:
@@ -93,10 +93,12 @@ def _out_of_range(array: Array, dtype: DataType) -> npt.NDArray[np.bool_]:
         if greatest < given.max:
             wrong |= array > greatest
         return wrong
-    wide = array.astype(np.float64)
-    # float(greatest) may round up to the first value that no longer fits, hence "not below greatest + 1".
-    in_range = (wide >= float(least)) & (wide < float(greatest + 1))
-    result: npt.NDArray[np.bool_] = ~(in_range & (wide == np.floor(wide)))
+    # A signalling NaN is as wrong as any, and no cause for a warning.
+    with np.errstate(invalid="ignore"):
+        wide = array.astype(np.float64)
+        # float(greatest) may round up to the first value that no longer fits, hence "not below greatest + 1".
+        in_range = (wide >= float(least)) & (wide < float(greatest + 1))
+        result: npt.NDArray[np.bool_] = ~(in_range & (wide == np.floor(wide)))
     return result
 
 

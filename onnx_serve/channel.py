@@ -148,18 +148,32 @@ class Channel(HTTPChannel):  # type: ignore[misc]  # waitress has no types
             return True
         return self.request is not None and time.time() - self.last_activity < _UPLOAD_STALL_S
 
-    def recv(self, buffer_size: int) -> bytes:
-        """Reads little unless much of one body or chunk is still to come.
+    def recv(self, buffer_size: int) -> bytes | range:
+        """Reads a body that is kept in memory to its place there, and else little unless much is to come.
 
         Waitress copies the rest of what it read for every chunk and every pipelined request in it: a
         mebibyte of tiny ones would take minutes.
+
+        Returns:
+            What ``RequestParser.received`` takes; nothing at the connection's end.
         """
         expected = 0
         if self.request is not None and self.request.body_rcv is not None:
+            if (placed := self._recv_in_place(self.request, buffer_size)) is not None:
+                return placed
             body = self.request.body_rcv
             expected = body.chunk_remainder if self.request.chunked else body.remain
         data: bytes = super().recv(min(buffer_size, max(expected, SMALL_RECV_BYTES)))
         return data
+
+    def _recv_in_place(self, request: RequestParser, most: int) -> range | None:
+        try:
+            placed = request.receive_in_place(self.socket, most)
+        except ConnectionError:
+            placed = range(0)
+        if placed is not None and not placed:
+            self.handle_close()
+        return placed
 
     def check_client_disconnected(self) -> bool:
         """Whether the client has gone; waitress itself never looks while a request runs. For workers."""

@@ -137,7 +137,7 @@ def _serve(settings: Settings) -> int:
     from onnx_serve.repository import Repository  # noqa: PLC0415
     from onnx_serve.server import Server, default_connection_limit  # noqa: PLC0415
 
-    repository = Repository(settings, machine)
+    repository = Repository(settings, machine, whole_process=True)
     limit = settings.connection_limit
     server = Server(
         create_app(repository),
@@ -162,6 +162,7 @@ def _serve(settings: Settings) -> int:
             repository.load()
             _log.info("ready on http://%s:%d: %s", settings.host, server.port,
                       repository.execution_parameters().to_json())  # fmt: skip
+            repository.measure()
         except BaseException as ex:  # noqa: BLE001  carried to the main thread, which ends the process
             failures.append(ex)
             server.stop()

@@ -12,12 +12,17 @@ The tree::
 
     ServeError
     +-- SettingsError            the operator's: a configuration key or value
+    +-- CalibrationError         the operator's: a file of measurements that is none
     +-- ModelError               the operator's: no model, or one that cannot be served
     +-- RequestError             the caller's, who can fix it
     |   +-- DecodeError          the body is not what its content type says
     |   +-- MismatchError        decoded, but not what the model takes
     |   +-- InputRefused         it conforms, but an operator of the model cannot take its values
-    |   +-- ModelNotFound        no model of that name, or several and none chosen
+    |   +-- ModelNotFound        no model, or several and the request chooses none
+    |   |   +-- UnknownModel     no model of the name or version that the request chooses
+    |   +-- InvalidName          what cannot name a model, or a place of one
+    |   +-- AlreadyLoaded        a model to load, whose name is taken
+    |   +-- UnservableModel      a model to load, that cannot be served
     |   +-- UnsupportedMediaType no codec decodes that content type
     |   +-- NotAcceptable        no codec encodes what Accept asks for
     |   +-- EncodeError          the outputs have no form in the format that Accept asks for
@@ -25,19 +30,26 @@ The tree::
     +-- NotReady                 still loading
     +-- Overloaded               no permit in time: try again
     +-- DeadlineExceeded         the request took longer than the operator allows
+    +-- Abandoned                whoever sent the request has gone
     +-- OutOfMemory              one row needs more memory than there is
     +-- InferenceError           onnxruntime failed on a feed that conforms
+    +-- ContainerError           a batch job's: the container it calls is out of reach, or refuses
 
 A message is one line that lands in the caller's job log: what was expected, what came, and where.
 It never holds a path of the server or more than a short piece of the payload.
 """
 
 __all__ = [
+    "Abandoned",
+    "AlreadyLoaded",
+    "CalibrationError",
+    "ContainerError",
     "DeadlineExceeded",
     "DecodeError",
     "EncodeError",
     "InferenceError",
     "InputRefused",
+    "InvalidName",
     "MismatchError",
     "ModelError",
     "ModelNotFound",
@@ -49,6 +61,8 @@ __all__ = [
     "RequestError",
     "ServeError",
     "SettingsError",
+    "UnknownModel",
+    "UnservableModel",
     "UnsupportedMediaType",
     "quote",
 ]
@@ -58,6 +72,10 @@ _QUOTE_LENGTH = 40
 
 class ServeError(Exception):
     """Base of all errors raised on purpose; its text is written for the person who can act on it."""
+
+
+class CalibrationError(ServeError):
+    """A calibration file is not one: malformed, with a value out of bounds, or of another model or machine."""
 
 
 class SettingsError(ServeError):
@@ -106,6 +124,22 @@ class ModelNotFound(RequestError):
     """No model has the name asked for, or there are several and the request chooses none."""
 
 
+class UnknownModel(ModelNotFound):
+    """No model has the name or version that the request names."""
+
+
+class InvalidName(RequestError):
+    """What stands where a model's name or place should cannot be one."""
+
+
+class AlreadyLoaded(RequestError):
+    """A model of that name is loaded."""
+
+
+class UnservableModel(RequestError):
+    """What a caller asked to load cannot be served."""
+
+
 class UnsupportedMediaType(RequestError):
     """No codec decodes the request's content type."""
 
@@ -143,12 +177,29 @@ class DeadlineExceeded(ServeError):
     """The request took longer than the operator allows one to take."""
 
 
+class Abandoned(ServeError):
+    """Whoever sent the request has gone; what was left of the work is not done."""
+
+
 class OutOfMemory(ServeError):
     """A single row needs more memory than this server has left for it."""
 
 
 class InferenceError(ServeError):
     """Onnxruntime failed on a feed that conforms to the model's declared inputs."""
+
+
+class ContainerError(ServeError):
+    """A container cannot be reached, refuses, or answers what it must not.
+
+    Args:
+        message: One line.
+        retry_after_s: Seconds to wait before another try; None if another try makes no sense.
+    """
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 def quote(value: object) -> str:

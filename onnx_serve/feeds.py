@@ -26,7 +26,7 @@ from onnx_serve.tensors import (
     TensorSpec,
 )
 
-__all__ = ["guesses"]
+__all__ = ["guesses", "resized", "tiled"]
 
 _LENGTH = re.compile(r"seq|len|time|token|step|frame", re.IGNORECASE)
 # Height and width of images and length of sequences, tried in this order: sizes that published vision and
@@ -65,6 +65,42 @@ def guesses(signature: Signature, rows: int, *, seed: int = 0) -> Iterator[Feed]
             spec.name: _value(spec, shape, integer, generator)
             for spec, shape in zip(signature.inputs, shapes, strict=True)
         }
+
+
+def resized(feed: Feed, signature: Signature, rows: int, *, seed: int = 0) -> Feed:
+    """A made-up feed like this one with another number of rows, all of them fresh.
+
+    Args:
+        feed: One of ``guesses``, for a model with rows.
+        signature: The model's.
+        rows: At least 1.
+        seed: Equal seeds give equal feeds.
+    """
+    generator = np.random.default_rng(seed)
+    return {
+        spec.name: _values(
+            spec.dtype,
+            (rows, *feed[spec.name].shape[1:]),
+            int(feed[spec.name].flat[0]) if spec.dtype.is_integer and feed[spec.name].size else 1,
+            generator,
+        )
+        for spec in signature.inputs
+    }
+
+
+def tiled(feed: Feed, signature: Signature, rows: int) -> Feed:
+    """A real feed with so many rows: its own over and over, in order.
+
+    Args:
+        feed: Of one row or more, for a model with rows.
+        signature: The model's; inputs with a default have no rows and stay.
+        rows: At least 1.
+    """
+    whole = {spec.name for spec in signature.defaults}
+    return {
+        name: array if name in whole else np.take(array, np.arange(rows) % len(array), axis=0)
+        for name, array in feed.items()
+    }
 
 
 def _size_bytes(signature: Signature, shapes: list[tuple[int, ...]]) -> int:
@@ -113,7 +149,7 @@ def _value(spec: TensorSpec, shape: tuple[int, ...], integer: int, generator: np
 
 def _values(dtype: DataType, shape: tuple[int, ...], integer: int, generator: np.random.Generator) -> Array:
     if dtype is DataType.STRING:
-        texts = (" ".join(generator.choice(_WORDS, 6)) for _ in range(math.prod(shape)))
+        texts = map(" ".join, generator.choice(_WORDS, (math.prod(shape), 6)).tolist())
         return np.array([*texts, ""], object)[:-1].reshape(shape)
     if dtype is DataType.BOOL:
         return np.ones(shape, np.bool_)

@@ -8,13 +8,14 @@ still be an error.
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from tempfile import SpooledTemporaryFile
 from typing import BinaryIO, cast
 
+from onnx_serve import record_errors
 from onnx_serve.admission import Admission
-from onnx_serve.batching import Engine
+from onnx_serve.batching import PATIENCE_S, Engine
 from onnx_serve.codecs import table
 from onnx_serve.codecs.interface import (
     Answer,
@@ -24,10 +25,12 @@ from onnx_serve.codecs.interface import (
     Decode,
     Document,
     Encode,
+    Layout,
     MediaType,
 )
 from onnx_serve.codecs.media_types import negotiate, parse
 from onnx_serve.errors import (
+    Abandoned,
     DeadlineExceeded,
     DecodeError,
     NotAcceptable,
@@ -36,12 +39,16 @@ from onnx_serve.errors import (
     UnsupportedMediaType,
     quote,
 )
-from onnx_serve.tensors import Signature, Tensors, conform
+from onnx_serve.tensors import Feed, Signature, Tensors, Values, conform
 
-__all__ = ["Inference", "Limits", "Reply"]
+__all__ = ["SMALL_BYTES", "Inference", "Limits", "Reply", "check_wanted"]
 
 # Below this a whole document always fits, and asking the kernel for its memory costs more than the request.
 _ALWAYS_FITS_BYTES = 1 << 20
+# Up to this an answer is sent as it is; a longer one is read from where it was written, without another copy.
+_COPIED_BYTES = 1 << 20
+# Requests of so few bytes take next to no memory: many of them may be let in to share a run.
+SMALL_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +106,7 @@ class Inference:
         self.engine = engine
         self._admission = admission
         self._options = options
+        self._failing = replace(options, record_errors="fail")
         self._limits = limits
         self._default = None if default_accept is None else _encodable(default_accept)
 
@@ -107,53 +115,87 @@ class Inference:
         """What the model takes and gives."""
         return self.engine.signature
 
-    def __call__(self, body: Body, content_type: str | None, accept: str | None) -> Reply:
+    def __call__(
+        self,
+        body: Body,
+        content_type: str | None,
+        accept: str | None,
+        sink: BinaryIO | None = None,
+        on_block: Callable[[Values], None] | None = None,
+    ) -> Reply:
         """One request.
 
         Args:
             body: Read once, to its end unless an error comes first.
             content_type: The request's ``Content-Type``.
             accept: The request's ``Accept``.
+            sink: Takes the answer as blocks end, and the reply has no content; after an error what it holds means
+                nothing. Without one the answer is complete before there is a reply.
+            on_block: Told of the outputs of each block, or of its ``BadRecord``, before they are encoded.
 
         Raises:
             ServeError: Whatever was wrong; see ``errors``.
         """
         media_type, codec, decode = _request_codec(content_type)
-        answer_type, encode = self._answer_codec(accept, codec)
+        answer_type, encode, has_place = self._answer_codec(accept, codec)
+        options = self._options if has_place else self._failing
         self._check_fits(body, codec, media_type)
-        with self._admission.permit():
-            # The sink is handed on with the reply; it is closed here only when there is none.
-            sink = cast("BinaryIO", SpooledTemporaryFile(self._limits.answer_memory_bytes))  # noqa: SIM115
+        since = time.monotonic()
+        with self._admission.permit(small=self.engine.merges and body.length <= SMALL_BYTES):
+            check_wanted(body, since)
+            # It is handed on with the reply; it is closed here only when there is none.
+            spool = cast("BinaryIO", SpooledTemporaryFile(self._limits.answer_memory_bytes))  # noqa: SIM115
             try:
-                answers = self._answers(decode(body, media_type, self.signature, self._options))
-                encode(answers, sink, answer_type, self.signature, self._options)
+                documents = decode(body, media_type, self.signature, options)
+                answers = self._answers(documents, options, body.gone, on_block)
+                encode(answers, spool if sink is None else sink, answer_type, self.signature, options)
             except DecodeError as ex:
-                sink.close()
+                spool.close()
                 raise DecodeError(f"{media_type.name}: {ex}") from ex
             except BaseException:
-                sink.close()
+                spool.close()
                 raise
-        length = sink.tell()
-        sink.seek(0)
-        if length > self._limits.answer_memory_bytes:
-            return Reply(answer_type.name, sink, length)
-        with sink:
-            return Reply(answer_type.name, sink.read(), length)
+        length = spool.tell()
+        spool.seek(0)
+        if length > min(_COPIED_BYTES, self._limits.answer_memory_bytes):
+            return Reply(answer_type.name, spool, length)
+        with spool:
+            return Reply(answer_type.name, spool.read(), length)
 
-    def _answers(self, documents: Iterable[Document]) -> Iterator[Answer]:
-        deadline = time.monotonic() + self._limits.timeout_s if self._limits.timeout_s else None
+    def _answers(
+        self,
+        documents: Iterable[Document],
+        options: CodecOptions,
+        gone: Callable[[], bool] | None,
+        on_block: Callable[[Values], None] | None,
+    ) -> Iterator[Answer]:
+        judge = self._judge()
         for document in documents:
-            feeds = self._feeds(document.blocks, deadline)
-            yield Answer(self.engine.map(feeds), document.layout, document.request_id, document.outputs)
+            outputs: Iterator[Values]
+            if options.marks_errors and document.layout is Layout.RECORDS:
+                outputs = record_errors.answer(document, self.engine, judge, gone)
+            else:
+                outputs = self.engine.map(map(judge, document.blocks), gone)
+            if on_block is not None:
+                outputs = _told(outputs, on_block)
+            yield Answer(outputs, document.layout, document.request_id, document.outputs, document.sizes)
 
-    def _feeds(self, blocks: Iterable[Tensors], deadline: float | None) -> Iterator[Tensors]:
-        for block in blocks:
+    def _judge(self) -> Callable[[Tensors], Feed]:
+        """Makes feeds of blocks while the request has time."""
+        deadline = time.monotonic() + self._limits.timeout_s if self._limits.timeout_s else None
+
+        def judge(block: Tensors) -> Feed:
             if deadline is not None and time.monotonic() > deadline:
                 raise DeadlineExceeded(f"the request took longer than {self._limits.timeout_s:g} s")
-            yield conform(block, self.signature)
+            return conform(block, self.signature)
 
-    def _answer_codec(self, accept: str | None, request: Codec) -> tuple[MediaType, Encode]:
-        """The answer's media type and how to write it, chosen by RFC 9110, section 12.5.1."""
+        return judge
+
+    def _answer_codec(self, accept: str | None, request: Codec) -> tuple[MediaType, Encode, bool]:
+        """The answer's media type, how to write it, and whether it has a place for bad records.
+
+        Chosen by RFC 9110, section 12.5.1.
+        """
         return _negotiate(accept or "*/*", self._default_answer(request).media_types)
 
     def _default_answer(self, request: Codec) -> Codec:
@@ -181,6 +223,26 @@ class Inference:
             )
 
 
+def _told(blocks: Iterable[Values], on_block: Callable[[Values], None]) -> Iterator[Values]:
+    for block in blocks:
+        on_block(block)
+        yield block
+
+
+def check_wanted(body: Body, since: float) -> None:
+    """Spares the work of a request whose sender has gone, once it is its turn.
+
+    Args:
+        body: Tells whether its sender has gone.
+        since: When the request began to wait, by the monotonic clock; only one that has waited long is looked at.
+
+    Raises:
+        Abandoned: It has.
+    """
+    if body.gone is not None and time.monotonic() - since >= PATIENCE_S and body.gone():
+        raise Abandoned("the client has gone")
+
+
 def _encodable(name: str) -> Codec:
     codec = table.BY_MEDIA_TYPE.get(parse(name).name)
     if codec is None or codec.encode is None:
@@ -191,13 +253,13 @@ def _encodable(name: str) -> Codec:
 
 # Clients repeat themselves: the same few headers come with every request.
 @lru_cache(maxsize=256)
-def _negotiate(accept: str, default: tuple[str, ...]) -> tuple[MediaType, Encode]:
+def _negotiate(accept: str, default: tuple[str, ...]) -> tuple[MediaType, Encode, bool]:
     encoders = {name: codec.encode for codec in table.TABLE for name in codec.media_types if codec.encode}
     offered = [*default, *(name for name in encoders if name not in default)]
     chosen = negotiate(accept, offered)
     if chosen is None:
         raise NotAcceptable(f"expected one of {', '.join(offered)} in Accept, got {quote(accept)}")
-    return MediaType(chosen), encoders[chosen]
+    return MediaType(chosen), encoders[chosen], table.BY_MEDIA_TYPE[chosen].marks_errors
 
 
 @lru_cache(maxsize=256)

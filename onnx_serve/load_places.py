@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from onnx_serve.codecs.json_syntax import is_text
-from onnx_serve.errors import ModelError, quote
+from onnx_serve.errors import InvalidName, ModelError, UnknownModel, quote
 from onnx_serve.model_files.model_folder import ModelFile, ModelFolder, find_models
-from onnx_serve.model_registry import InvalidName, ModelEntry, ModelSlot, UnknownModel, is_name
+from onnx_serve.model_registry import ModelEntry, ModelSlot, is_name
 from onnx_serve.settings import Settings, with_model_settings
 
 __all__ = ["entry_at", "find_place", "names_in"]

@@ -1,4 +1,4 @@
-"""What this container really has: processors, memory, file descriptors.
+"""What this container really has: processors, memory, file descriptors, GPUs.
 
 Docker and Kubernetes tell a process what it may use through control groups, not through ``os.cpu_count()``
 or ``MemTotal``. Version 1, version 2 and hybrids of both are read, at the process's own group and at every
@@ -16,12 +16,15 @@ import re
 import resource
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-__all__ = ["Machine", "descriptor_limit", "read_machine"]
+from onnx_serve.gpu_driver import read_driver_version
+from onnx_serve.nvml import NVML, Gpu
+
+__all__ = ["Machine", "descriptor_limit", "read_gpus", "read_machine"]
 
 # Version 1 says "unlimited" with the largest multiple of a page below 2^63.
 _UNLIMITED = 1 << 62
@@ -57,6 +60,7 @@ class Machine:
         memory_total_bytes: The physical memory.
         groups: Directories of the control groups that account this process's memory.
         root: Where ``/proc`` and ``/sys`` lie.
+        gpus: The GPUs that this process may use, read anew at each call.
     """
 
     cpus: int
@@ -66,6 +70,13 @@ class Machine:
     memory_total_bytes: int
     groups: tuple[Path, ...]
     root: Path
+    gpus: Callable[[], list[Gpu]] = list
+
+    @property
+    def has_gpu(self) -> bool:
+        """Whether this process may use a GPU: one that is listed, or a driver whose GPUs nobody can list."""
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in {"", "-1"}
+        return bool(self.gpus()) or (not hidden and read_driver_version(self.root) is not None)
 
     def memory_available_bytes(self) -> int:
         """Bytes that could be allocated now without anything being killed; read anew at each call.
@@ -87,6 +98,10 @@ class Machine:
         """
         words = _read(self.root / "proc/self/statm").split()
         return _whole(words[1]) * resource.getpagesize() if len(words) > 1 else 0
+
+    def peak_rss_bytes(self) -> int:
+        """The most resident memory that this process had so far, 0 where the system does not tell."""
+        return _read_table(self.root / "proc/self/status").get("VmHWM:", 0) * 1024
 
     def temp_dir_is_memory(self, directory: Path | None = None) -> bool:
         """Whether files of the temporary directory (or of ``directory``) live in memory (tmpfs, ramfs).
@@ -111,17 +126,26 @@ class Machine:
             f"memory limit: {self.memory_limit_bytes // _MIB} MiB of {self.memory_total_bytes // _MIB} MiB",
             f"memory available: {self.memory_available_bytes() // _MIB} MiB",
             f"memory resident: {self.rss_bytes() // _MIB} MiB",
+            *(f"GPU {gpu}" for gpu in self.gpus()),
             f"file descriptors: {descriptor_limit()}",
             f"temporary directory: {_temp_dir() or 'none that can be written to'} ({kind})",
         ]
 
 
-def read_machine(root: Path = Path("/"), *, affinity: int | None = None) -> Machine:
+def read_gpus() -> list[Gpu]:
+    """The GPUs that CUDA shows this process, with their memory as it is now; none where that is not known."""
+    return NVML.gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def read_machine(
+    root: Path = Path("/"), *, affinity: int | None = None, gpus: Callable[[], list[Gpu]] = read_gpus
+) -> Machine:
     """Reads what the container has; files that are absent, unreadable or garbled limit nothing.
 
     Args:
         root: Where ``/proc`` and ``/sys`` lie.
         affinity: Processors that the process may run on; None asks the system.
+        gpus: Lists the GPUs that the process may use.
     """
     affinity = affinity or _affinity()
     quotas = [quota for group in _groups(root, "cpu") if (quota := _quota(group)) is not None]
@@ -130,7 +154,7 @@ def read_machine(root: Path = Path("/"), *, affinity: int | None = None) -> Mach
     total = _read_table(root / "proc/meminfo").get("MemTotal:", 0) * 1024 or _physical_memory()
     groups = tuple(_groups(root, "memory"))
     limits = [use.limit for use in map(_memory_use, groups) if use]
-    return Machine(cpus, affinity, quota, min([total, *limits]), total, groups, root)
+    return Machine(cpus, affinity, quota, min([total, *limits]), total, groups, root, gpus)
 
 
 def descriptor_limit() -> int:

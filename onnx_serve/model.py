@@ -4,19 +4,21 @@ Everything else sees a ``Model``: its signature, and ``run`` from a feed to outp
 threads; onnxruntime releases the interpreter's lock while it runs.
 """
 
+import contextlib
 import importlib
 import logging
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from onnx_serve import ort_values, rows
-from onnx_serve.errors import InferenceError, InputRefused, ModelError, OutOfMemory, ServeError, quote
+from onnx_serve import cuda, ort_values, rows
+from onnx_serve.errors import ModelError, OutOfMemory, quote
 from onnx_serve.gpu_driver import driver_problem, read_driver_version
+from onnx_serve.machine import read_gpus
 from onnx_serve.model_files import input_shapes
+from onnx_serve.run_errors import one_line, run_error
 from onnx_serve.tensors import Feed, RowAxis, Signature, TensorSpec, Values
 
 # From 1.29 on, onnxruntime's wheels report usage to their maker unless this is set before the import
@@ -29,7 +31,7 @@ except ModuleNotFoundError:
         'onnxruntime is not installed: pip install "onnx-serve[cpu]" or "onnx-serve[gpu]"'
     ) from None
 
-__all__ = ["EXTENSIONS", "Model", "SessionOptions", "choose_providers", "load_model"]
+__all__ = ["EXTENSIONS", "Model", "SessionOptions", "choose_providers", "load_model", "register_arena"]
 
 _log = logging.getLogger("onnx_serve")
 
@@ -38,21 +40,9 @@ Run = Callable[[Feed], Values]
 EXTENSIONS = "onnxruntime-extensions"
 
 # Azure's provider calls a remote service and is listed by every wheel; it is never chosen by "auto".
-_CUDA = "CUDAExecutionProvider"
-_AUTO_PROVIDERS = (_CUDA, "CPUExecutionProvider")
-# How onnxruntime words that an allocation failed (core/framework/bfc_arena.cc, cuda_call.cc).
-_OUT_OF_MEMORY = ("Failed to allocate memory", "Available memory of", "out of memory", "bad allocation")
-# How onnxruntime words that an operator failed (core/framework/sequential_executor.cc); the status message
-# may begin with the path of a source file.
-_NODE_FAILED = re.compile(
-    r"while running (?P<operator>\w+) node\..*?Status Message: (?:/\S+ )?(?P<status>.*)"
-)
-# onnxruntime_pybind_mlvalue.cc: what it says of an empty dictionary.
-_EMPTY_MAP = "Size of dictionary is empty"
+_AUTO_PROVIDERS = (cuda.CUDA, "CPUExecutionProvider")
 # core/graph/graph.cc: what it says of an operator, or a version of one, that nobody has registered.
 _UNKNOWN_OPERATOR = "is not a registered function/op"
-_CUDA_FAILURE = re.compile(r"CU\w+ failure \d+: [^;]+")
-_DEVICE_FAILED = re.compile(r"CUDA|CUDNN|CUBLAS|cuda|HIP|TensorRT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +58,10 @@ class SessionOptions:
         custom_op_libraries: Shared libraries of operators that onnxruntime has not: paths, or
             ``onnxruntime-extensions`` for the one of that package. They run with the server's rights, so only its
             operator names them, never a model folder or a request.
+        row_wish: How records become rows, if the operator knows; see ``rows.warm_up``.
+        shared_arena: Whether the session allocates from the arena of ``register_arena``, which must be there.
+        profile: Where onnxruntime's profile is written, without the suffix it adds; None for no profile.
+        io_binding: Whether plain tensors are bound to the first provider's device; see ``ort_values.make_call``.
     """
 
     providers: str | Sequence[str] = "auto"
@@ -76,6 +70,10 @@ class SessionOptions:
     config: Mapping[str, str] | None = None
     outputs: Sequence[str] = ()
     custom_op_libraries: Sequence[str] = ()
+    row_wish: rows.RowWish = "auto"
+    shared_arena: bool = False
+    profile: Path | None = None
+    io_binding: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +89,7 @@ class Model:
         provider_options: By provider, the options that onnxruntime took, spelled its way.
         session_options: What the session was made with, spelled onnxruntime's way.
         metadata: The model's own key-value pairs.
+        end_profiling: Ends the profile that the session options asked for and gives the path of its file.
     """
 
     name: str
@@ -100,6 +99,35 @@ class Model:
     provider_options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     session_options: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
+    end_profiling: Callable[[], Path] | None = None
+
+
+def register_arena(limit_bytes: int) -> None:
+    """Makes the one arena of this process that sessions with ``shared_arena`` allocate from, up to a limit.
+
+    Only sessions made afterwards use it; an allocation beyond the limit fails with ``OutOfMemory`` and leaves the
+    session usable. Once a process.
+
+    Args:
+        limit_bytes: Of everything in the arena: weights, and what runs need for their tensors.
+
+    Raises:
+        ModelError: onnxruntime refuses, for instance because there is one already.
+    """
+    info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    # https://onnxruntime.ai/docs/api/python/api_summary.html#onnxruntime.OrtArenaCfg; -1 and 0 keep its defaults.
+    arena = ort.OrtArenaCfg(
+        {
+            "max_mem": limit_bytes,
+            "arena_extend_strategy": 0,
+            "initial_chunk_size_bytes": -1,
+            "max_dead_bytes_per_chunk": -1,
+        }
+    )
+    try:
+        ort.create_and_register_allocator(info, arena)
+    except Exception as ex:  # onnxruntime's own classes and RuntimeError
+        raise ModelError(f"onnxruntime cannot make an arena of {limit_bytes} bytes: {one_line(ex)}") from ex
 
 
 def load_model(path: Path, name: str, options: SessionOptions) -> Model:
@@ -112,11 +140,13 @@ def load_model(path: Path, name: str, options: SessionOptions) -> Model:
             an input or output has a type that Python cannot feed or get.
     """
     providers = choose_providers(options.providers, ort.get_available_providers())
-    if _CUDA in providers:
+    if cuda.CUDA in providers:
         problem = driver_problem(
             read_driver_version(), f"{ort.package_name} {ort.__version__}", ort.cuda_version or ""
         )
         providers = _prepare_cuda(providers, problem, required=options.providers != "auto")
+    if cuda.CUDA in providers:
+        options = replace(options, provider_options=cuda.with_defaults(options.provider_options, read_gpus()))
     session = _open_session(path, options, providers)
     declared = Signature(
         _inputs(session, path),
@@ -124,15 +154,16 @@ def load_model(path: Path, name: str, options: SessionOptions) -> Model:
         RowAxis.NONE,
         defaults=tuple(map(_spec, session.get_overridable_initializers())),
     )
-    run = _runner(session, declared)
+    run = _runner(session, declared, io_binding=options.io_binding, arena=_arena(session))
     model = Model(
         name,
-        rows.warm_up(run, rows.infer_row_axis(declared), name),
+        rows.warm_up(run, rows.infer_row_axis(declared), name, options.row_wish),
         run,
         tuple(session.get_providers()),
         session.get_provider_options(),
         _echo(session.get_session_options(), options.config or {}),
         dict(session.get_modelmeta().custom_metadata_map),
+        (lambda: Path(session.end_profiling())) if options.profile else None,
     )
     _check_started(providers, model, required=options.providers != "auto")
     return model
@@ -173,7 +204,7 @@ def _prepare_cuda(providers: list[str], problem: str | None, *, required: bool) 
     if required:
         raise ModelError(problem)
     _log.warning("%s; running on the CPU", problem)
-    return [name for name in providers if name != _CUDA]
+    return [name for name in providers if name != cuda.CUDA]
 
 
 def _check_started(providers: Sequence[str], model: Model, *, required: bool) -> None:
@@ -191,10 +222,10 @@ def _open_session(path: Path, options: SessionOptions, providers: list[str]) -> 
     try:
         return _create_session(path, options, providers)
     except ModelError as ex:
-        if options.providers != "auto" or _CUDA not in providers:
+        if options.providers != "auto" or cuda.CUDA not in providers:
             raise
         _log.warning("%s", ex)
-        return _create_session(path, options, [name for name in providers if name != _CUDA])
+        return _create_session(path, options, [name for name in providers if name != cuda.CUDA])
 
 
 def _create_session(path: Path, options: SessionOptions, providers: Sequence[str]) -> ort.InferenceSession:
@@ -207,6 +238,11 @@ def _create_session(path: Path, options: SessionOptions, providers: Sequence[str
     session_options.enable_mem_pattern = False
     # Fatal only: what goes wrong is raised, and said once, by us.
     session_options.log_severity_level = 4
+    if options.shared_arena:
+        session_options.add_session_config_entry("session.use_env_allocators", "1")
+    if options.profile is not None:
+        session_options.enable_profiling = True
+        session_options.profile_file_prefix = str(options.profile)
     for library in options.custom_op_libraries:
         _register_operators(session_options, library)
     if options.intra_op_threads > 1:
@@ -223,7 +259,7 @@ def _create_session(path: Path, options: SessionOptions, providers: Sequence[str
             enable_fallback=0,
         )
     except Exception as ex:  # onnxruntime raises classes of its own, plain RuntimeError and others
-        reason = _one_line(ex, path)
+        reason = one_line(ex, path)
         if _UNKNOWN_OPERATOR in reason:
             reason += "; a library of custom operators has to be listed in custom_op_libraries"
         raise ModelError(f"{path.name}: onnxruntime cannot load the model: {reason}") from ex
@@ -252,8 +288,14 @@ def _register_operators(session_options: ort.SessionOptions, library: str) -> No
         session_options.register_custom_ops_library(path)
     except Exception as ex:  # onnxruntime's own classes and RuntimeError
         # The loader's words name the file by its path, which may reach a caller who loads a model.
-        reason = _one_line(ex).replace(path, Path(path).name)
+        reason = one_line(ex).replace(path, Path(path).name)
         raise ModelError(f"custom_op_libraries: {Path(library).name} cannot be loaded: {reason}") from ex
+
+
+def _arena(session: ort.InferenceSession) -> str:
+    """The arena of the GPU that a session runs on first of all, or nothing."""
+    options = session.get_provider_options().get(cuda.CUDA)
+    return "" if options is None else f"gpu:{options.get('device_id', 0)}"
 
 
 def _echo(taken: ort.SessionOptions, config: Mapping[str, str]) -> dict[str, str]:
@@ -268,7 +310,8 @@ def _echo(taken: ort.SessionOptions, config: Mapping[str, str]) -> dict[str, str
 
 def _spec(node: ort.NodeArg) -> TensorSpec:
     shape = node.shape if isinstance(node.shape, list) else []
-    return TensorSpec(node.name, node.type, tuple(shape))
+    # Paddle's exporter writes "?" for every size that it does not know: no symbol, for two of them may differ.
+    return TensorSpec(node.name, node.type, tuple(None if size == "?" else size for size in shape))
 
 
 def _inputs(session: ort.InferenceSession, path: Path) -> tuple[TensorSpec, ...]:
@@ -290,45 +333,48 @@ def _select(outputs: tuple[TensorSpec, ...], names: Sequence[str]) -> tuple[Tens
     return tuple(by_name[name] for name in names) if names else outputs
 
 
-def _runner(session: ort.InferenceSession, declared: Signature) -> Run:
+def _runner(session: ort.InferenceSession, declared: Signature, *, io_binding: bool, arena: str = "") -> Run:
     """A run whose errors say whose fault they are.
+
+    Args:
+        session: The session.
+        declared: Its inputs, and the outputs wanted.
+        io_binding: See ``SessionOptions``.
+        arena: The arena to tidy up when a run does not fit, in onnxruntime's words (``"gpu:0"``); empty for none. One
+            that grows by what is asked for ends up in pieces where shapes vary, too small for a run that fits easily.
+            What no run uses is given back at the end of a run with that option, also of one that fails:
+            onnxruntime_run_options_config_keys.h.
 
     Raises:
         ModelError: A value has a type that onnxruntime's Python interface does not take or give.
     """
-    call = ort_values.make_call(session, declared, ort.OrtValue)
 
-    def run(feed: Feed) -> Values:
-        try:
-            return call(feed)
-        except Exception as ex:  # onnxruntime's own classes, RuntimeError, and others
-            raise _run_error(_one_line(ex)) from ex
+    def make(run_options: ort.RunOptions | None) -> Run:
+        call = ort_values.make_call(
+            session, declared, ort.OrtValue, io_binding=io_binding, run_options=run_options
+        )
 
-    return run
+        def run(feed: Feed) -> Values:
+            try:
+                return call(feed)
+            except Exception as ex:  # onnxruntime's own classes, RuntimeError, and others
+                raise run_error(one_line(ex)) from ex
 
+        return run
 
-def _run_error(message: str) -> ServeError:
-    """Whose fault it is that a run failed, judged by onnxruntime's words.
+    run = make(None)
+    if not arena:
+        return run
+    tidying = ort.RunOptions()
+    tidying.log_severity_level = 4
+    tidying.add_run_config_entry("memory.enable_memory_arena_shrinkage", arena)
+    run_and_tidy = make(tidying)
 
-    A model that has run once fails on a conforming feed because of the values or free dimensions in it: an
-    index beyond a table, shapes that cannot be broadcast. Memory and devices are the exceptions.
-    """
-    if _EMPTY_MAP in message:
-        return InputRefused("onnxruntime cannot take a map without entries")
-    if any(words in message for words in _OUT_OF_MEMORY):
-        return OutOfMemory(f"the run needs more memory than there is: {message}")
-    failed = _NODE_FAILED.search(message)
-    if failed and not _DEVICE_FAILED.search(message):
-        return InputRefused(f"the model cannot run this input: {failed['operator']}: {failed['status']}")
-    return InferenceError(message)
+    def run_or_tidy(feed: Feed) -> Values:
+        with contextlib.suppress(OutOfMemory):
+            return run(feed)
+        with contextlib.suppress(OutOfMemory):
+            return run_and_tidy(feed)
+        return run(feed)
 
-
-def _one_line(ex: Exception, path: Path | None = None) -> str:
-    """The message of onnxruntime without its code prefix, line breaks and the model's folder."""
-    text = " ".join(str(ex).split())
-    if path is not None:
-        text = text.replace(f"{path.parent}{os.sep}", "")
-    # CUDA's own words stand between a C++ signature of half a kilobyte and the expression that failed.
-    if failure := _CUDA_FAILURE.search(text):
-        text = failure[0]
-    return text.removeprefix("[ONNXRuntimeError] : ")[:500]
+    return run_or_tidy

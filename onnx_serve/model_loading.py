@@ -1,7 +1,5 @@
 """From a model file to something that answers requests: checked, admitted, loaded and tried."""
 
-import ctypes
-import gc
 import logging
 import threading
 from collections.abc import Iterator
@@ -10,22 +8,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onnx_serve import allocator, golden_rows
 from onnx_serve.admission import Admission
-from onnx_serve.batching import Engine, default_block_rows
+from onnx_serve.batching import Engine
+from onnx_serve.blocks import join
+from onnx_serve.calibration_files import SHIPPED_NAME, find_calibration
 from onnx_serve.codecs.interface import CodecOptions, ImageOptions
 from onnx_serve.errors import ModelError, OutOfMemory
 from onnx_serve.inference import Inference, Limits
 from onnx_serve.machine import Machine
+from onnx_serve.memory import MemoryWatch
 from onnx_serve.model_files.model_check import check_model_file
 from onnx_serve.model_files.model_folder import ModelFile
 from onnx_serve.model_files.onnx_file import OnnxFile
 from onnx_serve.oip_inference import OipInference
+from onnx_serve.run_errors import is_out_of_memory
+from onnx_serve.run_plan import default_block_rows
 from onnx_serve.settings import Settings
+from onnx_serve.tuning import LoadTuning, choose_slots, choose_threads, key_of, make_plan
 
 if TYPE_CHECKING:
     from onnx_serve.model import Model
 
-__all__ = ["Loader", "Served", "load_bytes", "release_memory"]
+__all__ = ["Loader", "Served", "load_bytes"]
 
 _log = logging.getLogger("onnx_serve")
 
@@ -34,14 +39,6 @@ _MIB = 1 << 20
 _RESERVE_BYTES = 256 * _MIB
 _RESERVE_SHARE = 20
 _SESSION_BYTES = 16 * _MIB
-# How onnxruntime and the C++ library word that an allocation failed, here while a session is made.
-_OUT_OF_MEMORY = (
-    "Failed to allocate memory",
-    "Available memory of",
-    "out of memory",
-    "bad allocation",
-    "bad_alloc",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +63,27 @@ class Loader:
 
     Args:
         machine: What this container has.
-        slots: Concurrent runs of each model.
         admission: Shared by all models.
     """
 
-    def __init__(self, machine: Machine, slots: int, admission: Admission) -> None:
+    def __init__(self, machine: Machine, admission: Admission) -> None:
         self._machine = machine
-        self._slots = slots
         self._admission = admission
+        self._watch = MemoryWatch(
+            machine.memory_available_bytes, machine.memory_limit_bytes, allocator.release
+        )
         self._lock = threading.Lock()
         self._pending_bytes = 0
 
     def load(
-        self, file: ModelFile, root: Path, settings: Settings, *, admit: bool, log_level: int = logging.INFO
+        self,
+        file: ModelFile,
+        root: Path,
+        settings: Settings,
+        *,
+        admit: bool,
+        log_level: int = logging.INFO,
+        tuning: LoadTuning | None = None,
     ) -> Served:
         """Loads a model and runs it once.
 
@@ -88,6 +93,7 @@ class Loader:
             settings: The server's with the model's own.
             admit: Whether to refuse what would not fit in memory before onnxruntime opens it.
             log_level: Of the line that describes it.
+            tuning: How it is to be run; None for what its maker has measured, if that is there, and the rest guessed.
 
         Raises:
             ModelError: The file cannot be served.
@@ -96,9 +102,10 @@ class Loader:
         summary = check_model_file(file, root, allow_links=settings.allow_links)
         with self._room(load_bytes(summary, file.path.parent) if admit else 0, file.name):
             try:
-                return self._served(file, summary, settings, log_level)
+                tuning = tuning or self._usual_tuning(file, root, summary, settings)
+                return self._served(file, summary, settings, log_level, tuning)
             except ModelError as ex:
-                if any(words in str(ex) for words in _OUT_OF_MEMORY):
+                if is_out_of_memory(str(ex)):
                     raise OutOfMemory(str(ex)) from ex
                 raise
             except MemoryError as ex:
@@ -123,36 +130,64 @@ class Loader:
             with self._lock:
                 self._pending_bytes -= needed
 
-    def _served(self, file: ModelFile, summary: OnnxFile, settings: Settings, log_level: int) -> Served:
+    def _usual_tuning(self, file: ModelFile, root: Path, summary: OnnxFile, settings: Settings) -> LoadTuning:
+        """For a model that shares the memory with others: nobody waits until it is measured."""
+        places = [file.path.parent, root]
+        calibration = None
+        if any((place / SHIPPED_NAME).is_file() for place in places):
+            key = key_of(file, summary, settings, self._machine)
+            available = self._machine.memory_available_bytes()
+            calibration = find_calibration(places, None, key, available)
+        slots = choose_slots(settings, self._machine, calibration)
+        threads = choose_threads(settings, self._machine, slots, calibration)
+        return LoadTuning(slots, threads, calibration=calibration)
+
+    def _served(
+        self,
+        file: ModelFile,
+        summary: OnnxFile,
+        settings: Settings,
+        log_level: int,
+        tuning: LoadTuning,
+    ) -> Served:
         # Importing onnxruntime takes a fifth of a second, in which the socket is open already.
         from onnx_serve.model import SessionOptions, load_model  # noqa: PLC0415
 
-        threads = settings.intra_op_threads
         model = load_model(
             file.path,
             file.name,
             SessionOptions(
                 providers=settings.providers,
                 provider_options=settings.provider_options,
-                intra_op_threads=threads
-                if isinstance(threads, int)
-                else max(self._machine.cpus // self._slots, 1),
+                intra_op_threads=tuning.threads,
                 config=settings.session_options,
                 outputs=settings.outputs,
                 custom_op_libraries=settings.custom_op_libraries,
+                row_wish=settings.rows,
+                shared_arena=tuning.shared_arena,
             ),
         )
-        rows = settings.block_rows
         engine = Engine(
             model.run,
             model.signature,
-            slots=self._slots,
-            block_rows=rows if isinstance(rows, int) else default_block_rows(model.signature),
+            slots=tuning.slots,
+            block_rows=default_block_rows(model.signature),
+            pressed=self._watch.pressed,
+        )
+        engine.plan = make_plan(
+            settings, model.signature, tuning.slots, tuning.calibration, tuning.runs_limit_bytes
         )
         _log.log(log_level, "%s: loaded on %s, %s, rows %s, opset %s, %d slots, blocks of %d rows",
                  file.name, ", ".join(model.providers), model.signature.describe_inputs(),
                  model.signature.row_axis.value, summary.opsets.get("ai.onnx", "?"),
                  engine.slots, engine.block_rows)  # fmt: skip
+        if settings.replay_golden_rows:
+            golden_rows.replay(
+                file.path,
+                model.signature,
+                lambda feed: join(list(engine.map([feed]))),
+                allow_links=settings.allow_links,
+            )
         limits = Limits(
             settings.answer_memory_bytes,
             self._machine.memory_available_bytes,
@@ -165,6 +200,7 @@ class Loader:
             json_non_finite=settings.json_non_finite,
             text_trailing_newline=settings.text_trailing_newline,
             chunk_bytes=settings.chunk_bytes,
+            record_errors=settings.record_errors,
             image=ImageOptions(**settings.image) if settings.image else None,
         )
         version = str(file.version or 1)
@@ -192,12 +228,3 @@ def load_bytes(summary: OnnxFile, folder: Path) -> int:
         for data in summary.external_data
     }
     return 2 * summary.size_bytes + sum(external.values()) + _SESSION_BYTES
-
-
-def release_memory() -> None:
-    """Gives what unloaded models held back to the system; a heap keeps some of it otherwise."""
-    gc.collect()
-    # https://man7.org/linux/man-pages/man3/malloc_trim.3.html, of glibc.
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)

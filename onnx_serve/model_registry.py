@@ -13,42 +13,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from onnx_serve.admission import Admission
-from onnx_serve.errors import DeadlineExceeded, ModelNotFound, RequestError, quote
+from onnx_serve.errors import AlreadyLoaded, DeadlineExceeded, InvalidName, UnknownModel, quote
 from onnx_serve.model_files.model_folder import ModelFile
 from onnx_serve.model_loading import Served
 from onnx_serve.settings import Settings
 
 __all__ = [
-    "AlreadyLoaded",
     "IndexEntry",
-    "InvalidName",
     "ModelEntry",
     "ModelRegistry",
     "ModelSlot",
-    "UnknownModel",
-    "UnservableModel",
     "check_name",
     "is_name",
 ]
 
 _DRAIN_S = 60.0
 _NAME = re.compile(r"(?!\.+$)[A-Za-z0-9._-]{1,255}")
-
-
-class UnknownModel(ModelNotFound):
-    """No model has the name or version that the request names."""
-
-
-class InvalidName(RequestError):
-    """What stands where a model's name or place should cannot be one."""
-
-
-class AlreadyLoaded(RequestError):
-    """A model of that name is loaded."""
-
-
-class UnservableModel(RequestError):
-    """What a caller asked to load cannot be served."""
 
 
 def is_name(text: str) -> bool:

@@ -18,8 +18,7 @@ from onnx_serve.codecs.json_syntax import describe, parse
 from onnx_serve.codecs.media_types import negotiate
 from onnx_serve.codecs.media_types import parse as parse_media_type
 from onnx_serve.codecs.oip_binary import MEDIA_TYPE
-from onnx_serve.errors import DecodeError, NotAcceptable, quote
-from onnx_serve.model_registry import UnknownModel
+from onnx_serve.errors import DecodeError, NotAcceptable, UnknownModel, quote
 from onnx_serve.oip_inference import OipInference, OipReply
 from onnx_serve.repository import Repository
 from onnx_serve.request_body import read_body, set_content

@@ -5,7 +5,7 @@ its JSON header is stands outside of it. So the codec is fixed, and the reply sa
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from tempfile import SpooledTemporaryFile
 from typing import BinaryIO, cast
@@ -17,7 +17,7 @@ from onnx_serve.codecs.interface import Body, CodecOptions
 from onnx_serve.codecs.json_outputs import merge
 from onnx_serve.codecs.oip_json import requested
 from onnx_serve.errors import DeadlineExceeded, PayloadTooLarge
-from onnx_serve.inference import Limits
+from onnx_serve.inference import SMALL_BYTES, Limits, check_wanted
 from onnx_serve.tensors import Feed, Signature, Values, conform
 
 __all__ = ["OipInference", "OipReply"]
@@ -85,9 +85,11 @@ class OipInference:
             ServeError: Whatever was wrong; see ``errors``.
         """
         self._check_fits(body.length, header_length)
-        with self._admission.permit():
+        since = time.monotonic()
+        with self._admission.permit(small=self._engine.merges and body.length <= SMALL_BYTES):
+            check_wanted(body, since)
             request = oip_binary.read_request(body.read_all(), header_length, self.signature)
-            blocks = list(self._run(request.tensors))
+            blocks = list(self._run(request.tensors, body.gone))
             outputs = merge(blocks, requested(self.signature, request.outputs))
             # The sink is handed on with the reply; it is closed here only when there is none.
             sink = cast("BinaryIO", SpooledTemporaryFile(self._limits.answer_memory_bytes))  # noqa: SIM115
@@ -105,13 +107,13 @@ class OipInference:
         with sink:
             return OipReply(sink.read(), length, header_length)
 
-    def _run(self, tensors: Feed) -> Iterator[Values]:
+    def _run(self, tensors: Feed, gone: Callable[[], bool] | None) -> Iterator[Values]:
         """The outputs of a request's rows; of none, none."""
         deadline = time.monotonic() + self._limits.timeout_s if self._limits.timeout_s else None
         feed = conform(tensors, self.signature)
         if self.signature.has_rows and not len(next(iter(feed.values()))):
             return
-        for outputs in self._engine.map((feed,)):
+        for outputs in self._engine.map((feed,), gone):
             if deadline is not None and time.monotonic() > deadline:
                 raise DeadlineExceeded(f"the request took longer than {self._limits.timeout_s:g} s")
             yield outputs

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from onnx_serve.cuda import CUDA
 from onnx_serve.errors import MismatchError, ModelError
 from onnx_serve.raw_data import from_raw, raw_size, to_raw
 from onnx_serve.tensors import (
@@ -31,13 +32,18 @@ from onnx_serve.tensors import (
 __all__ = ["make_call"]
 
 
-def make_call(session: Any, declared: Signature, ort_value: Any) -> Callable[[Feed], Values]:
+def make_call(
+    session: Any, declared: Signature, ort_value: Any, *, io_binding: bool = False, run_options: Any = None
+) -> Callable[[Feed], Values]:
     """From a feed to the outputs by name, converted as little as the model's types need.
 
     Args:
         session: An ``onnxruntime.InferenceSession``.
         declared: Its inputs and the outputs wanted.
         ort_value: The class ``onnxruntime.OrtValue``.
+        io_binding: Whether to bind inputs and outputs to the device of the session's first provider, where all of
+            them are tensors of numbers that NumPy has; other models run as without.
+        run_options: An ``onnxruntime.RunOptions`` for each run, or None.
 
     Returns:
         A thread-safe function. It raises what onnxruntime does.
@@ -55,13 +61,16 @@ def make_call(session: Any, declared: Signature, ort_value: Any) -> Callable[[Fe
                 f'output "{name}": Python cannot get {value_type.kind.value} of {value_type.dtype.name}'
             )
     names = list(outputs)
+    more = () if run_options is None else (run_options,)
+    if io_binding and all(map(_is_bindable, (*inputs.values(), *outputs.values()))):
+        return _bound_call(session, names, ort_value, more)
     foreign = {
         name: value_type.dtype for name, value_type in inputs.items() if not value_type.dtype.is_native
     }
-    run = _plain_call(session, names)
+    run = _plain_call(session, names, more)
     if any(not value_type.dtype.is_native for value_type in outputs.values()):
         _check_all_are_tensors(inputs)
-        run = _value_call(session, outputs, ort_value)
+        run = _value_call(session, outputs, ort_value, more)
     maps = {name: value_type for name, value_type in outputs.items() if value_type.kind.has_maps}
     if not foreign and not maps:
         return run
@@ -105,14 +114,58 @@ def _check_all_are_tensors(inputs: dict[str, ValueType]) -> None:
             )
 
 
-def _plain_call(session: Any, names: list[str]) -> Callable[[Feed], Values]:
+def _plain_call(session: Any, names: list[str], more: tuple[Any, ...]) -> Callable[[Feed], Values]:
     def call(feed: Feed) -> Values:
-        return dict(zip(names, session.run(names, feed), strict=True))
+        return dict(zip(names, session.run(names, feed, *more), strict=True))
 
     return call
 
 
-def _value_call(session: Any, outputs: dict[str, ValueType], ort_value: Any) -> Callable[[Feed], Values]:
+def _is_bindable(value_type: ValueType) -> bool:
+    """Whether values of a type lie in memory as NumPy has them, so that any device can take them."""
+    return (
+        value_type.kind is Kind.TENSOR
+        and not value_type.optional
+        and value_type.dtype.is_native
+        and value_type.dtype is not DataType.STRING
+    )
+
+
+def _bound_call(
+    session: Any, names: list[str], ort_value: Any, more: tuple[Any, ...]
+) -> Callable[[Feed], Values]:
+    """A call whose inputs are on the session's device before the run, and whose outputs are fetched after it.
+
+    Page-locked host memory is not to be had: Python's ``OrtDevice`` knows the default memory of CUDA only (1.32).
+    """
+    device, number = _device_of(session)
+
+    def call(feed: Feed) -> Values:
+        binding = session.io_binding()
+        for name, value in feed.items():
+            # ascontiguousarray makes one dimension of none.
+            array = np.ascontiguousarray(value).reshape(np.shape(value))
+            binding.bind_ortvalue_input(name, ort_value.ortvalue_from_numpy(array, device, number))
+        for name in names:
+            # The shape is left to the run.
+            binding.bind_output(name, device, number)
+        session.run_with_iobinding(binding, *more)
+        return dict(zip(names, binding.copy_outputs_to_cpu(), strict=True))
+
+    return call
+
+
+def _device_of(session: Any) -> tuple[str, int]:
+    """Where the session's first provider computes, in the words of ``OrtValue`` and ``IOBinding``."""
+    first = session.get_providers()[0]
+    if first != CUDA:
+        return "cpu", 0
+    return "cuda", int(session.get_provider_options()[first].get("device_id", 0))
+
+
+def _value_call(
+    session: Any, outputs: dict[str, ValueType], ort_value: Any, more: tuple[Any, ...]
+) -> Callable[[Feed], Values]:
     """A call for outputs some of which have a type that NumPy has not."""
     tensors = [name for name, value_type in outputs.items() if value_type.kind is Kind.TENSOR]
     others = [name for name in outputs if name not in tensors]
@@ -124,7 +177,7 @@ def _value_call(session: Any, outputs: dict[str, ValueType], ort_value: Any) -> 
             else value
             for name, value in feed.items()
         }
-        results = session.run_with_ort_values(tensors, given)
+        results = session.run_with_ort_values(tensors, given, *more)
         values = {
             name: _from_ort(value, outputs[name].dtype) for name, value in zip(tensors, results, strict=True)
         }

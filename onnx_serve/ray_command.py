@@ -7,29 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from onnx_serve.batch.input_files import find_inputs
-from onnx_serve.errors import ServeError, SettingsError, quote
+from onnx_serve.batch.job_options import chosen
+from onnx_serve.errors import ModelError, ServeError, SettingsError, quote
 from onnx_serve.settings import Settings
 
 __all__ = ["add_options", "run"]
 
-EXIT_DONE, EXIT_FAILED = 0, 1
+EXIT_DONE, EXIT_FAILED, EXIT_BAD_RECORDS = 0, 1, 4
 _VARIABLE = "ONNX_SERVE_"
 # What Ray Data does in its own way: it reads and cuts the files, and writes Parquet.
-_REFUSED = {
-    "url": None,
-    "overwrite": False,
-    "content_type": None,
-    "accept": None,
-    "split_type": None,
-    "strategy": None,
-    "max_payload_mb": None,
-    "max_concurrent": None,
-    "assemble_with": None,
-    "input_filter": None,
-    "output_filter": None,
-    "join_source": None,
-    "config": None,
-}
+_REFUSED = {"url": None, "overwrite": False, "content_type": None, "accept": None, "config": None}
 _TOLD = re.compile(r"onnx_serve\.errors\.\w+: (.{1,1000})")
 # An exception of an actor arrives within others; no chain is longer than this.
 _MAX_CAUSES = 10
@@ -38,19 +25,23 @@ _MAX_CAUSES = 10
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the choice of the engine, and Ray's options, to the command's."""
     ray = parser.add_argument_group(
-        "on many machines", "Ray Data reads Parquet or CSV files and writes a folder of Parquet files"
+        "on many machines",
+        "Ray Data reads Parquet, CSV, JSON lines or NPY files and writes a folder of Parquet files",
     )
     ray.add_argument("--engine", choices=("local", "ray"), default="local", help="(default: local)")
     ray.add_argument(
         "--ray-address", metavar="ADDRESS", help="of the cluster (default: $RAY_ADDRESS, else started here)"
     )
-    ray.add_argument("--actors", metavar="N", type=int, default=1, help="sessions at once (default: 1)")
     ray.add_argument(
-        "--cpus-per-actor", metavar="N", type=int, default=1, help="and so its slots (default: 1)"
+        "--actors", metavar="N", type=int, help="sessions at once (default: as many as the cluster holds)"
     )
     ray.add_argument(
-        "--gpus-per-actor", metavar="N", type=float, default=0, help="1 runs it on CUDA (default: 0)"
+        "--cpus-per-actor", metavar="N", type=int, help="and so its slots (default: its share of a machine)"
     )
+    ray.add_argument(
+        "--gpus-per-actor", metavar="N", type=float,
+        help="with any it runs on CUDA (default: 1 where the cluster has GPUs, else 0)",
+    )  # fmt: skip
     ray.add_argument(
         "--keep", metavar="COLUMN", action="append", default=[], help="input column to be written too"
     )
@@ -83,8 +74,9 @@ def run(options: argparse.Namespace, settings: Settings, environ: Mapping[str, s
         for name, text in environ.items()
         if name.startswith(_VARIABLE) and name not in {f"{_VARIABLE}CONFIG", f"{_VARIABLE}MODEL_DIR"}
     }
+    own["record_errors"] = settings.record_errors
     try:
-        count = engine.transform_files(
+        written = engine.transform_files(
             [file.path for file in files],
             options.output,
             settings.model_dir,
@@ -95,23 +87,30 @@ def run(options: argparse.Namespace, settings: Settings, environ: Mapping[str, s
             keep=options.keep,
             settings=own,
         )
-    except ServeError:
+    except (ModelError, SettingsError):
         raise
     except Exception as ex:  # noqa: BLE001  Ray's errors have no base class without Ray
         sys.stderr.write(f"onnx-serve: {_cause(ex)}\n")
         return EXIT_FAILED
-    sys.stdout.write(f"{len(files)} files: {count} files written\n")
-    return EXIT_DONE
+    bad = f", {written.bad_records:,} bad records" if settings.record_errors == "placeholder" else ""
+    sys.stdout.write(f"{len(files)} files: {written.files} files written; {written.rows:,} rows{bad}\n")
+    return EXIT_BAD_RECORDS if written.bad_records else EXIT_DONE
 
 
 def _check(options: argparse.Namespace) -> None:
     for name, default in _REFUSED.items():
         if getattr(options, name, default) != default:
-            raise SettingsError(f"--{name.replace('_', '-')}: not with --engine ray")
+            raise _not_with_ray(name)
+    for name in chosen(options):
+        raise _not_with_ray(name)
     for name, least in (("actors", 1), ("cpus_per_actor", 1), ("gpus_per_actor", 0)):
         value: Any = getattr(options, name)
-        if value < least:
+        if value is not None and value < least:
             raise SettingsError(f"--{name.replace('_', '-')}: expected {least} or more, got {value}")
+
+
+def _not_with_ray(name: str) -> SettingsError:
+    return SettingsError(f"--{name.replace('_', '-')}: not with --engine ray")
 
 
 def _cause(ex: BaseException) -> str:

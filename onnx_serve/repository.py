@@ -13,24 +13,29 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from onnx_serve import allocator
 from onnx_serve.admission import Admission
-from onnx_serve.errors import ModelError, ModelNotFound, NotReady, OutOfMemory, SettingsError, quote
+from onnx_serve.errors import (
+    ModelError,
+    ModelNotFound,
+    NotReady,
+    OutOfMemory,
+    SettingsError,
+    UnservableModel,
+    quote,
+)
 from onnx_serve.execution_parameters import ExecutionParameters, body_limit_bytes, compute, max_inflight
 from onnx_serve.inference import Inference
 from onnx_serve.load_places import entry_at, find_place, names_in
 from onnx_serve.machine import Machine
+from onnx_serve.model_files.model_check import check_model_file
 from onnx_serve.model_files.model_folder import ModelFolder, find_models
-from onnx_serve.model_loading import Loader, Served, release_memory
-from onnx_serve.model_registry import (
-    IndexEntry,
-    ModelEntry,
-    ModelRegistry,
-    ModelSlot,
-    UnservableModel,
-    check_name,
-)
+from onnx_serve.model_loading import Loader, Served
+from onnx_serve.model_registry import IndexEntry, ModelEntry, ModelRegistry, ModelSlot, check_name
 from onnx_serve.settings import Settings, with_model_settings
-from onnx_serve.tensors import RowAxis, Signature
+from onnx_serve.sized_load import unsized_load
+from onnx_serve.sizing import Sizing
+from onnx_serve.tuning import choose_slots
 
 __all__ = ["Repository", "Served"]
 
@@ -67,24 +72,30 @@ class Repository:
     Args:
         settings: Of the server; the model folder's own settings are added by ``load``.
         machine: What this container has.
+        whole_process: Whether this process exists for the repository: the default model is then measured, and
+            onnxruntime's memory limited.
     """
 
-    def __init__(self, settings: Settings, machine: Machine) -> None:
+    def __init__(self, settings: Settings, machine: Machine, *, whole_process: bool = False) -> None:
         self.settings = settings
         self.machine = machine
         self.multi = settings.mode == "multi"
         self.ready = False
         self.folder: ModelFolder | None = None
-        self.slots = settings.slots if isinstance(settings.slots, int) else machine.cpus
+        self._whole_process = whole_process
+        self._sizing: Sizing | None = None
         self.body_limit_bytes = body_limit_bytes(settings)
-        permits, timeout_s = max_inflight(settings, self.slots), _queue_timeout_s(settings)
+        permits, timeout_s = (
+            max_inflight(settings, machine, choose_slots(settings, machine, None)),
+            _queue_timeout_s(settings),
+        )
         # Loads wait apart from requests: a slow one holds neither their permits nor the health check.
         self._loads = Admission(max(machine.cpus, 2), _LOADS_WAITING, _LOAD_QUEUE_S)
         self.inflating = Admission(permits, _INFLATING_WAITING, timeout_s)
         self.admission = _ServerAdmission(
             permits, settings.waiting_room, timeout_s, self._loads, self.inflating
         )
-        self._loader = Loader(machine, self.slots, self.admission)
+        self._loader = Loader(machine, self.admission)
         self._models = ModelRegistry(self._loads, self._load_slot)
         self._parameters: ExecutionParameters | None = None
 
@@ -96,7 +107,8 @@ class Repository:
     def load(self) -> None:
         """Finds the models, loads those that can be asked for, runs each once, and becomes ready.
 
-        In multi mode there is nothing to find: callers load what they need.
+        In multi mode there is nothing to find: callers load what they need. In a transform job the default model is
+        measured first, for seconds; elsewhere ``measure`` does that later.
 
         Raises:
             ModelError: There is no model, the one that ``/invocations`` would use cannot be served, or a
@@ -105,15 +117,26 @@ class Repository:
         """
         if self.multi:
             self.folder = ModelFolder(Path(self.settings.model_dir), (), None)
-            signature = Signature((), (), RowAxis.NONE)
         else:
             self.folder = self._load_folder()
-            signature = next(iter(self.served.values())).model.signature
-        available = self.machine.memory_available_bytes()
-        self._parameters = compute(self.settings, signature, self.slots, available)
+        if self._parameters is None:
+            load = unsized_load(self.settings, self.machine, self.served.values())
+            self._take(compute(self.settings, load))
         self.ready = True
         # In multi mode nothing has needed onnxruntime yet; the first load should not wait for its import.
         importlib.import_module("onnx_serve.model")
+
+    def measure(self) -> None:
+        """Measures the default model if that is still to be done; serving goes on meanwhile."""
+        if (
+            self._sizing is None
+            or self._sizing.is_measured
+            or self.folder is None
+            or self.folder.default is None
+        ):
+            return
+        with self.lease(None) as served:
+            self._sizing.measure_beside(served, self._take)
 
     def default(self) -> Inference:
         """The model that ``/invocations`` uses.
@@ -234,12 +257,18 @@ class Repository:
         """
         with self._models.change(name):
             self._models.remove(name)
-        release_memory()
+        allocator.release()
         _log.info("%s: unloaded", name)
 
     def close(self) -> None:
-        """Ends the engines' threads."""
+        """Ends the engines' threads, and a measurement."""
+        if self._sizing is not None:
+            self._sizing.stop()
         self._models.close()
+
+    def _take(self, parameters: ExecutionParameters) -> None:
+        self._parameters = parameters
+        self.body_limit_bytes = body_limit_bytes(self.settings, parameters)
 
     def _load_slot(self, slot: ModelSlot, *, admit: bool = True, log_level: int = logging.INFO) -> None:
         """Loads a slot's model; a failure stays with the slot, for files do not change."""
@@ -269,11 +298,29 @@ class Repository:
             entry.slots[file.version] = ModelSlot(file, folder.root, settings)
         if folder.default is not None:
             slot = entries[folder.default.name].slots[folder.default.version]
-            slot.served = self._loader.load(slot.file, slot.root, settings, admit=False)
+            self._load_default(slot, folder.sample_file)
         else:
             self._load_all(list(entries.values()))
         self._models.fill_with(entries)
         return folder
+
+    def _load_default(self, slot: ModelSlot, sample: Path | None) -> None:
+        """Loads the model that ``/invocations`` uses, as what is known of it tells."""
+        sizing = self._sizing = Sizing(
+            slot.file,
+            check_model_file(slot.file, slot.root, allow_links=slot.settings.allow_links),
+            slot.settings,
+            self.machine,
+            root=slot.root,
+            sample=sample,
+            whole_process=self._whole_process,
+        )
+        tuning = sizing.prepare(measure=slot.settings.batch)
+        try:
+            slot.served = self._loader.load(slot.file, slot.root, slot.settings, admit=False, tuning=tuning)
+        except OutOfMemory as ex:
+            raise ModelError(str(ex)) from ex
+        self._take(sizing.conclude(slot.served))
 
     def _load_all(self, entries: list[ModelEntry]) -> None:
         """Loads every model; a broken one is reported and disturbs no other."""

@@ -46,7 +46,8 @@ def read_body(req: falcon.Request, repository: Repository, most: int | None = No
     limit = repository.body_limit_bytes if most is None else most
     length = req.content_length or 0
     check_length(length, limit)
-    body = Body(cast("BinaryIO", req.stream), length)
+    gone = req.env.get("waitress.client_disconnected")
+    body = Body(cast("BinaryIO", req.stream), length, gone)
     coding = (req.get_header("Content-Encoding") or "identity").strip().lower()
     if coding == "identity":
         yield body
@@ -61,7 +62,7 @@ def read_body(req: falcon.Request, repository: Repository, most: int | None = No
         sink = cast("BinaryIO", file)
         length = inflate(body, coding, limit, sink)
         sink.seek(0)
-        yield Body(sink, length)
+        yield Body(sink, length, gone)
 
 
 def check_length(length: int, limit: int) -> None:

@@ -3,13 +3,17 @@
 docs/decisions/0005-rows.md has the reasons.
 """
 
+import itertools
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
 from onnx_serve import feeds
+from onnx_serve.blocks import block_rows, first_rows, pad
 from onnx_serve.errors import InferenceError, InputRefused, OutOfMemory, ServeError
 from onnx_serve.tensors import (
     DataType,
@@ -18,15 +22,19 @@ from onnx_serve.tensors import (
     MapTable,
     RowAxis,
     Signature,
+    TensorSpec,
+    Value,
     Values,
     row_count,
 )
 
-__all__ = ["infer_row_axis", "warm_up"]
+__all__ = ["RowWish", "infer_row_axis", "warm_up"]
 
 _log = logging.getLogger("onnx_serve")
 
 Run = Callable[[Feed], Values]
+_ROWS = 3
+RowWish = Literal["auto", "free", "alone", "as_sent"]
 
 # How much two neighbours differ at most, in types where that is more than the noise of a sum.
 _NOISE = {
@@ -65,21 +73,34 @@ def infer_row_axis(declared: Signature) -> Signature:
     return declared
 
 
-def warm_up(run: Run, signature: Signature, name: str) -> Signature:
-    """Runs the model on a made-up feed; what comes out may correct what the shapes suggested."""
+def warm_up(run: Run, signature: Signature, name: str, wish: RowWish = "auto") -> Signature:
+    """Runs the model on a made-up feed; what comes out may correct what the shapes suggested.
+
+    Args:
+        run: The model.
+        signature: What ``infer_row_axis`` made of the declared shapes.
+        name: The model's, for the log.
+        wish: The operator's: ``free`` trusts that a row's answer is its own, ``alone`` runs each row by itself,
+            ``as_sent`` makes one request one run.
+    """
+    if wish == "as_sent":
+        signature = replace(signature, row_axis=RowAxis.NONE, fixed_rows=0)
+    if wish == "alone" and signature.row_axis is RowAxis.FREE:
+        signature = replace(signature, row_axis=RowAxis.FIXED, fixed_rows=1)
     cause: ServeError | None = None
-    for feed in feeds.guesses(signature, 3):
+    # Where memory is short for three rows, one may fit.
+    for feed in itertools.chain(feeds.guesses(signature, _ROWS), feeds.guesses(signature, 1)):
         try:
-            outputs = run(feed)
+            return _confirm_rows(run, signature, feed, run(feed), name, check=wish == "auto")
         except (InferenceError, InputRefused, OutOfMemory) as ex:
             cause = cause or ex
-            continue
-        return _confirm_rows(run, signature, feed, outputs, name)
     _log.warning("%s: no made-up input runs, so the model is served untried: %s", name, cause)
     return signature
 
 
-def _confirm_rows(run: Run, signature: Signature, feed: Feed, outputs: Values, name: str) -> Signature:
+def _confirm_rows(
+    run: Run, signature: Signature, feed: Feed, outputs: Values, name: str, *, check: bool
+) -> Signature:
     """Rows are rows only if every output has as many, and if each one's answer is its own."""
     if not signature.has_rows:
         return signature
@@ -90,9 +111,8 @@ def _confirm_rows(run: Run, signature: Signature, feed: Feed, outputs: Values, n
                 '%s: output "%s" has no row for each input row: one request is one run', name, spec.name
             )
             return replace(signature, row_axis=RowAxis.NONE, fixed_rows=0)
-    if signature.row_axis is RowAxis.FREE:
-        alone = run({key: array[:1] for key, array in feed.items()})
-        difference = _largest_difference(alone, outputs, signature)
+    if check and rows > 1 and signature.row_axis is RowAxis.FREE:
+        difference = _largest_difference(run, feed, outputs, signature)
         if difference is not None:
             _log.warning(
                 "%s: a row's answer depends on the rows beside it (%s): rows are run one by one. "
@@ -102,23 +122,36 @@ def _confirm_rows(run: Run, signature: Signature, feed: Feed, outputs: Values, n
     return signature
 
 
-def _largest_difference(alone: Values, together: Values, signature: Signature) -> str | None:
-    """What row 0 says alone against what it says in company, or None within a float's noise."""
-    for spec in signature.outputs:
-        name = spec.name
-        value, other = alone[name], together[name]
-        if isinstance(value, MapTable) and isinstance(other, MapTable):
-            value, other = value.values, other.values
-        if not isinstance(value, np.ndarray) or not isinstance(other, np.ndarray):
-            continue
-        row = other[:1]
-        if value.shape != row.shape:
-            return f'output "{name}" has shape {list(value.shape)} alone and {list(row.shape)} in company'
-        if value.dtype.kind == "f":
-            scale = float(np.max(np.abs(row), initial=0.0, where=np.isfinite(row)))
-            noise = _NOISE.get(spec.dtype, 1e-4)
-            if not np.allclose(value, row, rtol=noise, atol=1e-5 * max(scale, 1e-30), equal_nan=True):
-                return f'output "{name}" differs by {float(np.nanmax(np.abs(value - row))):.3g}'
-        elif not np.array_equal(value, row):
-            return f'output "{name}" differs'
-    return None
+def _largest_difference(run: Run, feed: Feed, together: Values, signature: Signature) -> str | None:
+    """How much an answer changes when its rows are run apart, or beside a repeated one; None within noise."""
+    rows = block_rows(feed)
+    cuts = [slice(1), slice(1, None)]
+    apart = [(cut, run({key: array[cut] for key, array in feed.items()})) for cut in cuts]
+    padded = (slice(rows), first_rows(run(pad(feed, rows + 1)), rows))
+    found = [
+        difference
+        for cut, outputs in [*apart, padded]
+        for spec in signature.outputs
+        if (difference := _difference(outputs[spec.name], together[spec.name], cut, spec)) is not None
+    ]
+    return max(found)[1] if found else None
+
+
+def _difference(value: Value, together: Value, cut: slice, spec: TensorSpec) -> tuple[float, str] | None:
+    """The largest difference, relative to the output's scale, and what to say of it; None within noise."""
+    if isinstance(value, MapTable) and isinstance(together, MapTable):
+        value, together = value.values, together.values
+    if not isinstance(value, np.ndarray) or not isinstance(together, np.ndarray):
+        return None
+    expected = together[cut]
+    if value.shape != expected.shape:
+        shapes = f"{list(value.shape)} apart and {list(expected.shape)} together"
+        return math.inf, f'output "{spec.name}" has shape {shapes}'
+    if value.dtype.kind != "f":
+        return None if np.array_equal(value, expected) else (math.inf, f'output "{spec.name}" differs')
+    scale = max(float(np.max(np.abs(expected), initial=0.0, where=np.isfinite(expected))), 1e-30)
+    noise = _NOISE.get(spec.dtype, 1e-4)
+    if np.allclose(value, expected, rtol=noise, atol=1e-5 * scale, equal_nan=True):
+        return None
+    largest = float(np.nanmax(np.abs(value - expected)))
+    return largest / scale, f'output "{spec.name}" differs by {largest:.3g}'

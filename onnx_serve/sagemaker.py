@@ -61,12 +61,16 @@ class ExecutionParametersResource:
         self._repository = repository
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Answers from memory, so never late enough to fail a job."""
+        """Answers from memory, so never late enough to fail a job; ``?explain=true`` adds where it comes from."""
         # Local mode of the SageMaker Python SDK v2 is urllib3, and wants the spelling of the API.
         local_mode = (req.user_agent or "").startswith("python-urllib3/")
         parameters = self._repository.execution_parameters()
         resp.content_type = falcon.MEDIA_JSON
-        resp.data = orjson.dumps(parameters.to_json(api_spelling=local_mode))
+        resp.data = orjson.dumps(
+            parameters.to_json(
+                api_spelling=local_mode, explain=bool(req.get_param_as_bool("explain", default=False))
+            )
+        )
 
 
 def invoke(repository: Repository, name: str | None, req: falcon.Request, resp: falcon.Response) -> None:

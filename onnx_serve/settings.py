@@ -102,6 +102,11 @@ class Settings:
     allow_links: bool = _setting(
         False, kinds.boolean(), "Whether a model file may be a link to a place outside the model folder."
     )
+    replay_golden_rows: bool = _setting(
+        False,
+        kinds.boolean(),
+        "Whether a converted model must answer its golden rows as it did at its conversion before it serves.",
+    )
     outputs: tuple[str, ...] = _setting(
         (),
         kinds.names(),
@@ -143,7 +148,7 @@ class Settings:
     slots: int | Auto = _setting(
         "auto",
         kinds.auto_or_integer(1, MAX_COUNT),
-        "Runs of the model at once; auto: as many as CPUs, or fewer where memory is short.",
+        "Runs of the model at once; auto: as many as CPUs, 2 on a GPU, or fewer where memory is short.",
         "SAGEMAKER_MODEL_SERVER_WORKERS",
     )
     intra_op_threads: int | Auto = _setting(
@@ -156,6 +161,32 @@ class Settings:
         kinds.auto_or_integer(1, MAX_INT32),
         "Rows of one run at most; auto: measured for speed and memory.",
         model_level=True,
+    )
+    objective: Literal["auto", "throughput", "latency"] = _setting(
+        "auto",
+        kinds.choice("auto", "throughput", "latency"),
+        "What to favour: records a second, or the time of a lone request; auto: by the kind of job and the measured time of a record.",
+    )
+    rows: Literal["auto", "free", "alone", "as_sent"] = _setting(
+        "auto",
+        kinds.choice("auto", "free", "alone", "as_sent"),
+        "How records become rows: in any number a run, each in a run alone, or as one request sends them; auto: tried at the start.",
+        model_level=True,
+    )
+    merging: Literal["auto", "always", "never"] = _setting(
+        "auto",
+        kinds.choice("auto", "always", "never"),
+        "Whether small requests share a run while all slots are busy; auto: where that was measured to pay.",
+    )
+    calibration: Literal["auto", "never"] = _setting(
+        "auto",
+        kinds.choice("auto", "never"),
+        "Whether a model is measured at the start, in a process of its own; never: its needs are guessed.",
+    )
+    calibration_cache: str | None = _setting(
+        None,
+        kinds.text_or_null("a path", ".+"),
+        "Folder that keeps what was measured of a model for the next start; null: none.",
     )
     max_inflight: int | Auto = _setting(
         "auto",
@@ -193,7 +224,7 @@ class Settings:
         "Larger answers are kept in the temporary directory, not in memory.",
     )
     chunk_bytes: int = _setting(
-        1 << 20,
+        512 << 10,
         kinds.integer(4096, 1 << 30),
         "Bytes of a body that are decoded at once, in formats of records.",
     )
@@ -211,6 +242,12 @@ class Settings:
     )
     text_trailing_newline: bool = _setting(
         True, kinds.boolean(), "Whether answers in text end with a newline.", model_level=True
+    )
+    record_errors: Literal["fail", "placeholder"] = _setting(
+        "fail",
+        kinds.choice("fail", "placeholder"),
+        "Whether a bad record fails the request, or is answered in its place: an error in JSON, the word ERROR in CSV.",
+        model_level=True,
     )
     image: Mapping[str, Any] = _setting(
         {},

@@ -1,9 +1,10 @@
 """Trains the sample models, and writes each one's folder: the model, five requests and their answers.
 
 ``python sample_models/build.py [--check] [NAME ...]`` needs ``requirements/convert.txt``, onnxruntime and,
-for ``digits-convnet`` alone, torch. Every model is checked against the library that trained it, over its
-whole data set, before a file is written. The answers come from onnxruntime itself, so that they witness
-for the server's codecs and not for themselves.
+for ``digits-convnet`` alone, torch. The project's converters make the graphs of what is trained, and prove them;
+what becomes of a graph here is checked against the library that trained it, over its whole data set, before a
+file is written. The answers come from onnxruntime itself, so that they witness for the server's codecs and not
+for themselves.
 
 Trained models differ in their last bits from machine to machine, so ``--check`` builds into a temporary
 folder and compares what the models answer, not their bytes.
@@ -29,15 +30,20 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 import onnx
 import onnxruntime
+import pandas as pd
 from onnx import TensorProto, helper, numpy_helper
-from skl2onnx import convert_sklearn
-from skl2onnx.common.data_types import FloatTensorType, StringTensorType
 from sklearn import datasets
+from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import GradientBoostingRegressor, RandomForestClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+
+# Started as a script, this file's folder is on the path, and the project's is not.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from converters import sklearn
 
 Array: TypeAlias = npt.NDArray[Any]
 Arrays: TypeAlias = dict[str, Array]
@@ -45,7 +51,7 @@ Arrays: TypeAlias = dict[str, Array]
 FOLDER = Path(__file__).parent
 SEED = 20240607
 ROWS = 5
-OPSET = {"": 18, "ai.onnx.ml": 3}
+OPSET = 18
 RTOL, ATOL = 1e-4, 1e-5
 
 
@@ -77,24 +83,26 @@ class Sample:
 
 
 def wine_classifier() -> Sample:
-    """One input a column and ZipMap, which is what skl2onnx makes of a pipeline over a data frame."""
+    """One input a column, and ZipMap: the converters leave that out, but much of what is served has it."""
     table = datasets.load_wine()
     columns = [name.replace("/", "_") for name in table.feature_names]
     values = table.data.astype(np.float32)
     # A tight tolerance, so that the solver stops at the same weights on every machine.
-    pipeline = make_pipeline(StandardScaler(), LogisticRegression(tol=1e-8, max_iter=1000))
-    pipeline.fit(values.astype(np.float64), table.target)
-    model = convert_sklearn(
-        pipeline, initial_types=[(name, FloatTensorType([None, 1])) for name in columns], target_opset=OPSET
+    pipeline = make_pipeline(
+        ColumnTransformer([("scale", StandardScaler(), columns)]),
+        LogisticRegression(tol=1e-8, max_iter=1000),
     )
-    _rename(model, {"output_label": "label", "output_probability": "probabilities"})
+    frame = pd.DataFrame(values.astype(np.float64), columns=columns)
+    pipeline.fit(frame, table.target)
+    model = sklearn.convert(pipeline, frame, precision="32").model
+    _zip_map(model, "probabilities", sorted(set(table.target.tolist())))
     return Sample(
         title="Cultivar of a wine from 13 chemical measurements: StandardScaler, LogisticRegression, ZipMap",
         data="sklearn.datasets.load_wine, UCI Wine, https://doi.org/10.24432/C5PC7J",
         licence="CC BY 4.0",
         model=model,
         inputs={name: values[:, [index]] for index, name in enumerate(columns)},
-        expected=_classification(pipeline, values),
+        expected=_classification(pipeline, frame),
         rows=_spread(table.target),
     )
 
@@ -106,17 +114,11 @@ def iris_classifier() -> Sample:
     # A power of two, so that the trees' shares of a probability add up to 1 in float32.
     forest = RandomForestClassifier(n_estimators=16, max_depth=3, random_state=SEED)
     forest.fit(values, table.target)
-    model = convert_sklearn(
-        forest,
-        initial_types=[("features", FloatTensorType([None, 4]))],
-        target_opset=OPSET,
-        options={"zipmap": False},
-    )
     return Sample(
         title="Species of an iris from 4 lengths in cm: RandomForestClassifier of 16 trees",
         data="sklearn.datasets.load_iris, UCI Iris (R. A. Fisher, 1936), https://doi.org/10.24432/C56C76",
         licence="CC BY 4.0",
-        model=model,
+        model=sklearn.convert(forest, values).model,
         inputs={"features": values},
         expected=_classification(forest, values),
         rows=_spread(table.target),
@@ -129,10 +131,8 @@ def diabetes_regressor() -> Sample:
     values = table.data.astype(np.float32)
     trees = GradientBoostingRegressor(n_estimators=60, max_depth=3, random_state=SEED)
     trees.fit(values, table.target)
-    model = convert_sklearn(
-        trees, initial_types=[("features", FloatTensorType([None, 10]))], target_opset=OPSET
-    )
-    _rename(model, {"variable": "progression"})
+    model = sklearn.convert(trees, values).model
+    _rename(model, {"prediction": "progression"})
     return Sample(
         title="Progression of diabetes in a year from 10 measurements: GradientBoostingRegressor of 60 trees",
         data="sklearn.datasets.load_diabetes (scaled=False), Efron, Hastie, Johnstone and Tibshirani (2004), "
@@ -148,6 +148,8 @@ def diabetes_regressor() -> Sample:
 def digits_convnet() -> Sample:
     """A network with an input of rank 4, as PyTorch exports it."""
     import torch  # noqa: PLC0415 - the other models are built without torch
+
+    from converters import torch as torch_converter  # noqa: PLC0415
 
     table = datasets.load_digits()
     images = table.images[:, None].astype(np.float32)
@@ -173,16 +175,8 @@ def digits_convnet() -> Sample:
         torch.nn.functional.cross_entropy(network(pixels), classes).backward()
         optimizer.step()
     network = network.float().eval()
-    program = torch.onnx.export(
-        network,
-        (torch.from_numpy(images[:2]),),
-        input_names=["image"],
-        output_names=["logits"],
-        opset_version=OPSET[""],
-        dynamo=True,
-        dynamic_shapes=({0: torch.export.Dim("N")},),
-        verbose=False,
-    )
+    model = torch_converter.convert(network, images[:16]).model
+    _rename(model, {"input": "image", "output": "logits"})
     with torch.no_grad():
         logits = network(torch.from_numpy(images)).numpy()
     return Sample(
@@ -190,7 +184,7 @@ def digits_convnet() -> Sample:
         data="sklearn.datasets.load_digits, UCI Optical Recognition of Handwritten Digits, "
         "https://doi.org/10.24432/C50P49",
         licence="CC BY 4.0",
-        model=program.model_proto,
+        model=model,
         inputs={"image": images},
         expected={"logits": logits},
         rows=_spread(table.target),
@@ -205,18 +199,10 @@ def text_classifier() -> Sample:
         for template, item in itertools.product(templates, ITEMS)
     ]
     texts, labels = zip(*corpus, strict=True)
-    # The tokens are spelled out because the ONNX operator has no \w of Unicode.
     vectorizer = TfidfVectorizer(token_pattern="[a-z]{2,}")  # noqa: S106 - tokens of text, no password
     pipeline = make_pipeline(vectorizer, LogisticRegression(C=10, tol=1e-8, max_iter=1000))
     pipeline.fit(texts, labels)
-    # StringNormalizer's own default, en_US.UTF-8, is missing from slim images; C.UTF-8 is part of glibc:
-    # https://sourceware.org/glibc/wiki/Proposals/C.UTF-8
-    model = convert_sklearn(
-        pipeline,
-        initial_types=[("text", StringTensorType([None, 1]))],
-        target_opset=OPSET,
-        options={TfidfVectorizer: {"locale": "C.UTF-8"}, LogisticRegression: {"zipmap": False}},
-    )
+    model = sklearn.convert(pipeline, list(texts), precision="32").model
     values = np.array([*texts, *MESSAGES])
     return Sample(
         title="Question, complaint or praise in a message to a shop: TfidfVectorizer, LogisticRegression",
@@ -316,7 +302,7 @@ def two_inputs() -> Sample:
         title="Three items for a user and a history of 8 numbers, and how well they fit: embedding, TopK",
         data="none: the weights are random numbers",
         licence="Apache-2.0, as the project",
-        model=helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET[""])], ir_version=8),
+        model=helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8),
         inputs={"user": user, "history": history},
         expected={"score": 1 / (1 + np.exp(-best.mean(axis=1))), "top": top},
         rows=range(ROWS),
@@ -343,14 +329,31 @@ def _spread(target: Array) -> list[int]:
     return [int(row) for row in np.argsort(target, kind="stable")[steps]]
 
 
+def _zip_map(model: onnx.ModelProto, name: str, classes: Sequence[int]) -> None:
+    """Makes a matrix output [N, classes] a sequence of N maps from class to value."""
+    matrix = f"{name}_matrix"
+    _rename(model, {name: matrix})
+    model.graph.node.append(
+        helper.make_node("ZipMap", [matrix], [name], domain="ai.onnx.ml", classlabels_int64s=classes)
+    )
+    maps = helper.make_map_type_proto(
+        TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, None)
+    )
+    for output in model.graph.output:
+        if output.name == matrix:
+            output.CopyFrom(helper.make_value_info(name, helper.make_sequence_type_proto(maps)))
+    if not any(opset.domain == "ai.onnx.ml" for opset in model.opset_import):
+        model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+
+
 def _rename(model: onnx.ModelProto, names: dict[str, str]) -> None:
-    """Renames outputs; a value inside the graph that has such a name already gets an underscore."""
+    """Renames inputs and outputs; a value inside the graph that has such a name already gets an underscore."""
     changes = {new: f"{new}_" for new in names.values()} | names
     for node in model.graph.node:
         for values in (node.input, node.output):
             values[:] = [changes.get(name, name) for name in values]
-    for output in model.graph.output:
-        output.name = changes.get(output.name, output.name)
+    for value in (*model.graph.input, *model.graph.output):
+        value.name = changes.get(value.name, value.name)
 
 
 # --- What a folder holds ----------------------------------------------------------------------------
@@ -410,6 +413,7 @@ def _describe(sample: Sample, name: str) -> None:
             value.type.tensor_type.shape.dim[0].dim_param = "N"
     for part in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
         part.ClearField("metadata_props")
+        part.ClearField("doc_string")
     graph.ClearField("value_info")
     # skl2onnx may import a domain twice; the highest version is the one that counts:
     # https://github.com/onnx/onnx/blob/main/onnx/onnx.proto, ModelProto.opset_import

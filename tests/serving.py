@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import requests
 
 SAMPLES = Path(__file__).parent.parent / "sample_models"
@@ -75,19 +76,66 @@ def free_port() -> int:
 
 
 @contextmanager
+def memory_group(limit_bytes: int) -> Iterator[Path]:
+    """A control group whose processes have so much memory; skips where none can be made."""
+    version_1 = Path("/sys/fs/cgroup/memory")
+    parent = version_1 if version_1.is_dir() else Path("/sys/fs/cgroup")
+    group = parent / f"onnx-serve-test-{os.getpid()}"
+    limit = "memory.limit_in_bytes" if parent == version_1 else "memory.max"
+    try:
+        group.mkdir()
+    except OSError as ex:
+        pytest.skip(f"no control group can be made here: {ex.strerror}")
+    try:
+        try:
+            (group / limit).write_text(str(limit_bytes))
+        except OSError as ex:
+            pytest.skip(f"no memory limit can be set here: {ex.strerror}")
+        yield group
+    finally:
+        for _ in range(100):
+            try:
+                group.rmdir()
+                break
+            except OSError:
+                time.sleep(0.05)
+
+
+@contextmanager
 def start(
-    model_dir: Path, log_file: Path, env: Mapping[str, str] | None = None, *, ready: bool = True
+    model_dir: Path,
+    log_file: Path,
+    env: Mapping[str, str] | None = None,
+    *,
+    ready: bool = True,
+    memory_group: Path | None = None,
 ) -> Iterator[ServerProcess]:
-    """Starts ``onnx-serve serve`` as a user would, and ends it, if it still runs, when the block does."""
+    """Starts ``onnx-serve serve`` as a user would, and ends it, if it still runs, when the block does.
+
+    Models are not measured unless ``env`` says so: most tests need neither the figures nor the seconds.
+
+    Args:
+        model_dir: The model folder.
+        log_file: Gets what the server writes.
+        env: Variables beside those of this process.
+        ready: Whether to wait for the first 200.
+        memory_group: A control group for the process and its children.
+    """
     port = free_port()
     command = [sys.executable, "-m", "onnx_serve", "serve", "--model-dir", str(model_dir),
                "--host", "127.0.0.1", "--port", str(port)]  # fmt: skip
+    if memory_group is not None:
+        join = f'echo $$ > "{memory_group}/cgroup.procs" && exec "$@"'
+        command = ["sh", "-c", join, "sh", *command]
     inherited = {
         name: text for name, text in os.environ.items() if not name.startswith(("SAGEMAKER", "ONNX_SERVE"))
     }
     with log_file.open("wb") as log:
         process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env={**inherited, **(env or {})}
+            command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**inherited, "ONNX_SERVE_CALIBRATION": "never", **(env or {})},
         )
     server = ServerProcess(port, process, log_file)
     try:

@@ -103,7 +103,12 @@ def test_what_the_server_is_to_blame_for_stays_in_its_log(
 def test_every_error_of_the_tree_has_a_status() -> None:
     """Operators' errors never reach a request; all others are in the table, or below one that is."""
     names = [getattr(errors, name) for name in errors.__all__ if name not in {"quote", "ServeError"}]
-    operators = {errors.SettingsError, errors.ModelError}
+    operators = {
+        errors.SettingsError,
+        errors.CalibrationError,
+        errors.ModelError,
+        errors.ContainerError,
+    }
 
     assert [kind for kind in names if kind not in operators and not issubclass(kind, tuple(STATUS))] == []
 

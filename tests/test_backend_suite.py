@@ -23,11 +23,12 @@ import requests
 import onnx_backend
 from onnx_backend import Reference
 from onnx_serve.admission import Admission
-from onnx_serve.batching import Engine, default_block_rows
+from onnx_serve.batching import Engine
 from onnx_serve.codecs.interface import Body, CodecOptions
-from onnx_serve.inference import Inference, Limits
+from onnx_serve.inference import Inference, Limits, Reply
 from onnx_serve.model import SessionOptions, load_model
-from onnx_serve.oip_inference import OipInference
+from onnx_serve.oip_inference import OipInference, OipReply
+from onnx_serve.run_plan import default_block_rows
 from onnx_serve.tensors import Signature, TensorSpec
 from serving import ServerProcess, start
 
@@ -352,6 +353,14 @@ class Tally:
         return "\n".join(lines)
 
 
+def content_of(reply: Reply | OipReply) -> bytes:
+    """What a reply holds; a long one is a file."""
+    if isinstance(reply.content, bytes):
+        return reply.content
+    with reply.content as file:
+        return file.read()
+
+
 class InProcess:
     """A model served without HTTP."""
 
@@ -369,12 +378,10 @@ class InProcess:
         body = Body(io.BytesIO(sent.body), len(sent.body))
         if sent.header_length is not None:
             reply = self._oip(body, sent.header_length)
-            assert isinstance(reply.content, bytes)
-            return Message(reply.content, reply.header_length)
+            return Message(content_of(reply), reply.header_length)
         answer = self._inference(body, media_type, media_type)
-        assert isinstance(answer.content, bytes)
         assert answer.media_type == media_type
-        return Message(answer.content)
+        return Message(content_of(answer))
 
     def close(self) -> None:
         self._engine.close()

@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codec_laws import signature
-from onnx_serve.batching import Engine, cut, default_block_rows, join
+from onnx_serve.batching import Engine
+from onnx_serve.blocks import cut, join
 from onnx_serve.errors import InferenceError, OutOfMemory
+from onnx_serve.run_plan import default_block_rows
 from onnx_serve.tensors import Feed, MapTable, RowAxis, Tensors, TensorSpec, Values
 
 MODEL = signature(("x", "float", ["N", 2]), outputs=[("y", "float", ["N", 2])])

@@ -57,13 +57,13 @@ def chunked(port: int, length: int) -> tuple[int, bytes]:
 def test_what_fits_comes_in_and_what_does_not_is_told() -> None:
     """The refused body is received to its end, so that its sender reads the answer."""
     with serving(BodyBudget(lambda: 30 * MIB, 10 * MIB, spool_is_memory=False)) as port:
-        assert with_length(port, 9 * MIB) == (200, str(9 * MIB).encode())
-        status, content = with_length(port, 11 * MIB)
+        assert with_length(port, 19 * MIB) == (200, str(19 * MIB).encode())
+        status, content = with_length(port, 22 * MIB)
         assert status == 413
         error = json.loads(content)
         assert error["error_type"] == "PayloadTooLarge"
         assert "needs 22 MiB of memory, and 20 MiB are left" in error["error"]
-        assert with_length(port, 9 * MIB)[0] == 200
+        assert with_length(port, 19 * MIB)[0] == 200
 
 
 def test_small_bodies_are_not_asked_about() -> None:
@@ -82,7 +82,7 @@ def test_a_spooled_body_takes_memory_only_in_a_tmpfs(spool_is_memory: bool, stat
 def test_a_chunked_body_asks_as_it_grows() -> None:
     with serving(BodyBudget(lambda: 5 * MIB, 0, spool_is_memory=True), body_memory_bytes=MIB) as port:
         assert chunked(port, 3 * MIB) == (200, str(3 * MIB).encode())
-    left = iter([100 * MIB, 100 * MIB])
+    left = iter([20 * MIB, 20 * MIB])
     with serving(BodyBudget(lambda: next(left, 0), 0, spool_is_memory=True), body_memory_bytes=MIB) as port:
         status, content = chunked(port, 32 * MIB)
         assert status == 413
@@ -98,6 +98,26 @@ def test_bodies_on_their_way_count() -> None:
     assert budget.admit(6 * MIB) is None
 
 
+def test_a_recent_look_serves_for_what_is_small_beside_it() -> None:
+    """The figures are what is left at each look; bodies let in since then count against the last one."""
+    now = 0.0
+    looks = [100 * MIB, 100 * MIB, 90 * MIB, 10 * MIB]
+    budget = BodyBudget(lambda: looks.pop(0), 0, spool_is_memory=False, clock=lambda: now)
+
+    assert budget.admit(10 * MIB) is None
+    budget.arrived(10 * MIB)
+    assert budget.admit(11 * MIB) is None
+    assert len(looks) == 3
+    assert budget.admit(12 * MIB) is None  # 79 MiB are left of the first look: too few to go without another
+    assert len(looks) == 2
+    now = 0.2
+    assert budget.admit(2 * MIB) is None
+    assert len(looks) == 1
+    now = 0.4
+    assert budget.admit(11 * MIB) is not None
+    assert looks == []
+
+
 def test_an_upload_that_breaks_off_gives_its_room_back() -> None:
     budget = BodyBudget(lambda: 30 * MIB, 0, spool_is_memory=False)
 
@@ -105,9 +125,9 @@ def test_an_upload_that_breaks_off_gives_its_room_back() -> None:
         for _ in range(5):
             with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
                 client.sendall(
-                    f"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {10 * MIB}\r\n\r\nabc".encode()
+                    f"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {20 * MIB}\r\n\r\nabc".encode()
                 )
-        status, _ = with_length(port, 10 * MIB)
+        status, _ = with_length(port, 20 * MIB)
         while status == 413:  # until the last of the five is seen to be gone
-            status, _ = with_length(port, 10 * MIB)
+            status, _ = with_length(port, 20 * MIB)
     assert budget._announced == 0

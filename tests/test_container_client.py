@@ -9,9 +9,9 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from onnx_serve.batch.container_client import Container, ContainerError
+from onnx_serve.batch.container_client import Container
 from onnx_serve.codecs.interface import Body
-from onnx_serve.errors import SettingsError
+from onnx_serve.errors import ContainerError, SettingsError
 from onnx_serve.execution_parameters import ExecutionParameters
 from onnx_serve.inference import Reply
 
@@ -101,9 +101,9 @@ def post(
     content_type: str | None = "text/csv",
     accept: str | None = None,
 ) -> bytes:
-    reply, rows = container(Body(io.BytesIO(data), len(data)), content_type, accept)
-    assert rows == 0
-    return content_of(reply)
+    answered = container(Body(io.BytesIO(data), len(data)), content_type, accept)
+    assert answered.rows == 0
+    return content_of(answered.reply)
 
 
 def content_of(reply: Reply) -> bytes:
@@ -185,7 +185,7 @@ def test_a_long_answer_is_a_file_and_chunks_are_joined() -> None:
     big = answer(200, b"y" * (17 << 20))
     chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n2\r\nbc\r\n0\r\n\r\n"
     with serving(big, chunked) as server, client(server.url) as container:
-        reply, _ = container(Body(io.BytesIO(b""), 0), None, None)
+        reply = container(Body(io.BytesIO(b""), 0), None, None).reply
         assert not isinstance(reply.content, bytes)
         assert (reply.length, len(content_of(reply))) == (17 << 20, 17 << 20)
         assert post(container) == b"abc"

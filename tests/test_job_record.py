@@ -62,10 +62,26 @@ def test_a_huge_folder_is_not_read_to_its_end(model_dir: Path, monkeypatch: pyte
 def test_a_record_refuses_another_job(tmp_path: Path) -> None:
     record = JobRecord(tmp_path)
     record.check("one")
-    record.write("one")
+    record.write("one", {})
     record.check("one")
     with pytest.raises(SettingsError, match="another model or of other options"):
         record.check("two")
-    record.write("two")
+    record.write("two", {})
     record.check("two")
     assert [path.name for path in tmp_path.iterdir()] == [".onnx-serve-transform.job"]
+
+
+def test_a_record_knows_the_bad_records_of_its_files(tmp_path: Path) -> None:
+    """The last word counts; half a line, which a killed run leaves, says nothing."""
+    record = JobRecord(tmp_path)
+    assert record.bad_records({"a"}) == {}
+    record.write("one", {"a": 1, "b\n\u2028": 2})
+    record.add("c", 3)
+    record.add("a", 4)
+    with (tmp_path / ".onnx-serve-transform.job").open("a") as file:
+        file.write('[1]\n{"file": "c", "bad_records": "many"}\n{"file": "a", "bad')
+
+    record.check("one")
+    assert record.bad_records({"a", "b\n\u2028", "d"}) == {"a": 4, "b\n\u2028": 2}
+    record.write("one", {"a": 4})
+    assert record.bad_records({"a", "c"}) == {"a": 4}

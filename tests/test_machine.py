@@ -3,6 +3,7 @@
 import os
 import resource
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -300,3 +301,13 @@ def test_no_temporary_directory_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert not machine.temp_dir_is_memory()
     assert "none that can be written to" in machine.describe()[-1]
+
+
+def test_the_peak_of_this_process() -> None:
+    machine = read_machine()
+
+    assert machine.peak_rss_bytes() >= machine.rss_bytes() // 2 > 0
+
+
+def test_no_peak_where_the_system_does_not_tell(tmp_path: Path) -> None:
+    assert replace(read_machine(), root=tmp_path).peak_rss_bytes() == 0

@@ -12,10 +12,10 @@ from onnx_serve.model import (
     SessionOptions,
     _check_started,
     _prepare_cuda,
-    _run_error,
     choose_providers,
     load_model,
 )
+from onnx_serve.run_errors import one_line, run_error
 from onnx_serve.tensors import MapTable, RowAxis
 
 
@@ -112,7 +112,7 @@ def test_value_that_an_operator_cannot_take_is_the_callers(tmp_path: Path) -> No
     ],
 )  # fmt: skip
 def test_whose_fault_a_failed_run_is(message: str, kind: type[Exception]) -> None:
-    error = _run_error(message)
+    error = run_error(message)
 
     assert type(error) is kind
     assert "/src/" not in str(error)
@@ -221,6 +221,4 @@ def test_a_failure_of_cuda_is_told_in_cudas_words() -> None:
         "/onnxruntime_src/cuda_call.cc:122 std::conditional_t<THRW, void> onnxruntime::CudaCall(ERRTYPE) "
         "CUDA failure 100: no CUDA-capable device is detected ; GPU=-1 ; hostname=x ; expr=cudaSetDevice(0);"
     )
-    assert model_module._one_line(RuntimeError(text)).strip() == (
-        "CUDA failure 100: no CUDA-capable device is detected"
-    )
+    assert one_line(RuntimeError(text)).strip() == ("CUDA failure 100: no CUDA-capable device is detected")

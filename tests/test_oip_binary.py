@@ -56,6 +56,35 @@ def test_golden_request() -> None:
     assert request.binary == {"q"}
 
 
+@pytest.mark.parametrize(
+    ("header", "binary_outputs"),
+    [
+        ('{"inputs":[%s],"parameters":{"binary_data_output":true}}', {"p", "q"}),
+        (r'{"inputs":[%s],"\u0070arameters":{"binary\u005fdata_output":true}}', {"p", "q"}),
+        ('{"inputs":[%s],"outputs":[{"name":"p","parameters":{"binary_data":true}}]}', {"p"}),
+        ('{"inputs":[%s],"parameters":{"priority":1}}', set()),
+        ('{"inputs":[%s]}', set()),
+    ],
+)
+@pytest.mark.parametrize("length", [None, "all"])
+def test_parameters_of_a_message_without_bytes_hold(
+    header: str, binary_outputs: set[str], length: str | None
+) -> None:
+    """The quick way of plain numbers reads none, so it is taken where none decides."""
+    body = (header % '{"name":"x","shape":[1,2],"datatype":"FP32","data":[1,2]}').encode()
+    request = read_request(body, None if length is None else len(body), MODEL)
+
+    assert request.binary == binary_outputs
+    np.testing.assert_array_equal(request.tensors["x"], np.array([[1, 2]], np.float32))
+
+
+def test_shared_memory_is_refused_beside_numbers() -> None:
+    entry = {**X, "data": [1, 2], "parameters": {"shared_memory_region": "r"}}
+
+    with pytest.raises(DecodeError, match="shared memory is not supported"):
+        read_request(json.dumps({"inputs": [entry]}).encode(), None, MODEL)
+
+
 def test_golden_response() -> None:
     request = InferRequest({}, "7", ("q", "p"), frozenset({"q"}))
     header, raw = answer(request, {"p": np.array([[0.5, 1]], np.float32), "q": np.array([258])})

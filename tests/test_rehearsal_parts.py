@@ -367,6 +367,29 @@ class TestDocker:
         assert words[words.index("--volume") + 1] == "/m:/opt/ml/model:ro"
         assert words[-4:] == ["--gpus", "all", "im", "serve"]
 
+    @pytest.mark.parametrize("port", [8080, 18080])
+    def test_in_the_hosts_network_it_is_told_its_port(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, port: int
+    ) -> None:
+        """As ``SAGEMAKER_BIND_TO_PORT``, unless it is the platform's own."""
+        self.fake(
+            tmp_path, 'test "$1" = version && exit 0; for word in "$@"; do echo "$word"; done', monkeypatch
+        )
+        monkeypatch.setattr(container_process, "_check_free", lambda _port: None)
+        with container_process.docker_container("im", None, {"A": "b"}, {}, host_port=port) as container:
+            for _ in range(2000):
+                if "serve" in container.log:
+                    break
+                threading.Event().wait(0.01)
+            container.stop()
+            words = container.log
+
+        assert container.address.port == port
+        assert "--publish" not in words
+        assert words[words.index("--network") + 1] == "host"
+        assert ("SAGEMAKER_BIND_TO_PORT=18080" in words) is (port == 18080)
+        assert words[-2:] == ["im", "serve"]
+
     def test_one_that_will_not_end_is_killed_by_docker(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -15,13 +15,14 @@ from onnx_serve.errors import (
     OutOfMemory,
     Overloaded,
     SettingsError,
+    UnknownModel,
 )
 from onnx_serve.machine import Machine, read_machine
 from onnx_serve.model_files.external_data import ExternalData
 from onnx_serve.model_files.model_folder import ModelFile
 from onnx_serve.model_files.onnx_file import OnnxFile
 from onnx_serve.model_loading import load_bytes
-from onnx_serve.model_registry import ModelEntry, ModelRegistry, ModelSlot, UnknownModel
+from onnx_serve.model_registry import ModelEntry, ModelRegistry, ModelSlot
 from onnx_serve.repository import Repository
 from onnx_serve.settings import Settings
 from onnx_serve.tensors import RowAxis

@@ -24,7 +24,7 @@ def tried(run: Callable[[Any], Values], kind: str = "float") -> Signature:
         ("int64", lambda feed: {"y": np.arange(len(feed["x"])) + len(feed["x"])}, 'output "y" differs'),
         ("string", lambda feed: {"y": np.array([str(len(feed["x"]))] * len(feed["x"]), object)}, 'output "y" differs'),
         ("float", lambda feed: {"y": feed["x"][:, 0] * len(feed["x"])}, 'output "y" differs by'),
-        ("float", lambda feed: {"y": np.ones((len(feed["x"]), len(feed["x"])))}, "has shape [1, 1] alone and [1, 3]"),
+        ("float", lambda feed: {"y": np.ones((len(feed["x"]), len(feed["x"])))}, "has shape [3, 4] apart and [3, 3] together"),
         ("float16", lambda feed: {"y": (feed["x"][:, 0] * (1 + len(feed["x"]) / 100)).astype(np.float16)}, "differs by"),
         ("seq(map(int64,tensor(float)))",
          lambda feed: {"y": MapTable((0,), feed["x"][:, :1] * len(feed["x"]))}, 'output "y" differs by'),

@@ -352,6 +352,102 @@ def test_a_body_is_the_same_however_it_arrives(lengths: list[int]) -> None:
     assert stream.closed
 
 
+@contextlib.contextmanager
+def receiving(length: int) -> Iterator[tuple[request_parser.RequestParser, socket.socket, socket.socket]]:
+    """A parser that has the head of a request with such a body, and the two ends of its connection."""
+    parser = request_parser.RequestParser(Adjustments(inbuf_overflow=1 << 40))
+    parser.received(b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % length)
+    client, server = socket.socketpair()
+    with client, server:
+        yield parser, client, server
+    parser.close()
+
+
+def test_a_body_in_memory_is_there_once() -> None:
+    """Received where the app reads it: neither gathering nor reading makes a copy."""
+    body = bytes(range(256)) * 40_000
+    tracemalloc.start()
+    with receiving(len(body)) as (parser, client, server):
+        parser.received(body[:100])
+        sender = threading.Thread(target=client.sendall, args=(memoryview(body)[100:],))
+        sender.start()
+        while not parser.completed:
+            placed = parser.receive_in_place(server, MIB)
+            assert placed
+            assert parser.received(placed) == len(placed)
+        sender.join()
+        stream = parser.get_body_stream()
+        content = stream.read()
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert content == body
+    assert peak < 1.1 * len(body)
+
+
+def test_what_follows_a_body_in_memory_is_left_for_the_next_request() -> None:
+    with receiving(5) as (parser, client, server):
+        client.sendall(b"abcdeGET / HTTP/1.1\r\n\r\n")
+        assert parser.receive_in_place(server, MIB) == range(5)
+        assert parser.received(range(5)) == 5
+        assert parser.completed
+        assert server.recv(3) == b"GET"
+
+
+def test_a_body_that_is_announced_takes_no_memory() -> None:
+    """Whether malloc, tuned as the server has it, maps it anew (60 MB) or not (20 MB)."""
+    program = textwrap.dedent("""
+        import resource
+        from onnx_serve import allocator
+        allocator.tune(1 << 34)
+        from waitress.adjustments import Adjustments
+        from onnx_serve.request_parser import RequestParser
+
+        def resident():
+            with open("/proc/self/statm") as file:
+                return int(file.read().split()[1]) * resource.getpagesize()
+
+        used = bytearray(b"x") * 25_000_000
+        del used
+        before, parsers = resident(), []
+        for length in (60_000_000, 20_000_000) * 4:
+            parsers.append(RequestParser(Adjustments(inbuf_overflow=1 << 30)))
+            parsers[-1].received(b"POST / HTTP/1.1\\r\\nContent-Length: %d\\r\\n\\r\\n" % length)
+            parsers[-1].received(b"0123456789")
+        print(resident() - before)
+    """)
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(result.stdout) < 5_000_000
+
+
+def test_a_chunked_body_in_memory_is_read_without_a_copy() -> None:
+    parser = request_parser.RequestParser(Adjustments(inbuf_overflow=MIB))
+    parser.received(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+    for _ in range(10):
+        parser.received(b"2710\r\n" + b"x" * 10_000 + b"\r\n")
+    parser.received(b"0\r\n\r\n")
+    stream = parser.get_body_stream()
+    assert stream.read() is stream.getvalue()
+    assert len(stream.getvalue()) == 100_000
+    parser.close()
+
+
+@pytest.mark.parametrize("linger", [b"", struct.pack("ii", 1, 0)], ids=["closed", "reset"])
+def test_a_client_that_leaves_within_a_body_in_memory(
+    linger: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The connection is closed, its body freed, nothing logged; the others live on."""
+    with serving(echo) as served:
+        with served.connect() as connection:
+            connection.sendall(b"POST / HTTP/1.1\r\nContent-Length: 100000\r\n\r\n" + b"x" * 50_000)
+            if linger:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        with served.connect() as other:
+            other.sendall(b"POST / HTTP/1.1\r\nContent-Length: 100000\r\n\r\n" + b"y" * 100_000)
+            assert read_answer(other)[1] == b"y" * 100_000
+    assert caplog.records == []
+
+
 def test_a_body_of_single_bytes_needs_no_more_memory() -> None:
     """An object for each received byte would need fifty times as much."""
     length = 20_000

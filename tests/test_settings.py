@@ -214,6 +214,7 @@ VALID: list[tuple[str, object, object]] = [
     ("slots", 4, 4),
     ("queue_timeout_ms", 0, 0),
     ("csv_header", "Present", "present"),
+    ("record_errors", "placeholder", "placeholder"),
     ("json_non_finite", None, "null"),
     ("json_non_finite", "null", "null"),
     ("chunk_bytes", 4096, 4096),
@@ -282,6 +283,7 @@ INVALID: list[tuple[str, object, str]] = [
     ("chunk_bytes", 4095, "4095"),
     ("connection_limit", 99, "99"),
     ("csv_header", "maybe", '"maybe"'),
+    ("record_errors", "skip", '"skip"'),
     ("csv_header", None, "null"),
     ("text_trailing_newline", None, "null"),
     ("image", "x", '"x"'),
@@ -466,7 +468,7 @@ def test_settings_of_the_server_are_refused_in_a_model_folder(tmp_path: Path) ->
         with_model_settings(load(), model_file(folder, "port: 80"))
     assert str(error.value) == (
         'iris/onnx_serve.yaml: "port" is not a model\'s setting; expected one of outputs, session_options, '
-        "block_rows, csv_header, json_non_finite, text_trailing_newline, image"
+        "block_rows, rows, csv_header, json_non_finite, text_trailing_newline, record_errors, image"
     )
 
 

@@ -7,14 +7,16 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -25,9 +27,9 @@ from onnx_serve.batch.input_files import InputFile, find_inputs
 from onnx_serve.batch.json_path import parse_path
 from onnx_serve.batch.output_folder import OutputFolder
 from onnx_serve.batch.progress import Progress
+from onnx_serve.batch.request_plan import Answered, Plan
 from onnx_serve.batch.transform import FileResult, transform
 from onnx_serve.batch.transform_job import TransformJob
-from onnx_serve.batch.transform_requests import Plan
 from onnx_serve.cli import main
 from onnx_serve.codecs.interface import Body
 from onnx_serve.errors import InferenceError
@@ -332,6 +334,38 @@ def test_a_full_disk_fails_the_file_and_leaves_no_half(model_dir: Path, tmp_path
     assert outputs(tmp_path / "out") == ["small.csv.out"]
 
 
+def test_a_full_file_system(model_dir: Path, tmp_path: Path) -> None:
+    """A real one of 256 KiB, in a mount namespace that goes with the command."""
+    (tmp_path / "big.csv").write_bytes(csv_bytes(rows(20_000)))
+    (tmp_path / "small.csv").write_bytes(csv_bytes(rows(2)))
+    (tmp_path / "out").mkdir()
+    arguments = ["-m", "onnx_serve", "transform", "--model-dir", model_dir, "--output", tmp_path / "out",
+                 tmp_path / "big.csv", tmp_path / "small.csv"]  # fmt: skip
+    script = 'mount -t tmpfs -o size=256k tmpfs "$1" || exit 77; out=$1; shift; "$@"; code=$?; ls -A "$out"; exit $code'
+    command = ["unshare", "--mount", "sh", "-c", script, "sh", tmp_path / "out", sys.executable, *arguments]
+    if shutil.which("unshare") is None:
+        pytest.skip("there is no unshare")
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=60)
+    if result.returncode == 77 or "unshare" in result.stderr:
+        pytest.skip("file systems cannot be mounted here")
+
+    assert result.returncode == 1, result.stderr
+    assert "big.csv: cannot write the output: No space left on device" in result.stderr
+    assert "2 files: 1 done, 0 finished before, 1 failed" in result.stdout
+    assert result.stdout.splitlines()[-2:] == [".onnx-serve-transform.job", "small.csv.out"]
+
+
+def test_a_temporary_directory_without_room_is_named(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Compressed files are unpacked there."""
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(csv_bytes(rows(2)) * 500_000, 1))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+
+    assert run(model_dir, tmp_path / "out", tmp_path / "a.csv.gz") == 1
+    assert "a.csv.gz: cannot unpack it into the temporary directory: No such file" in capsys.readouterr().err
+
+
 def test_killed_in_the_middle_a_rerun_completes(tmp_path: Path) -> None:
     """The killed run has one output, no half of another, and a lock that holds nobody up."""
     model_dir, source, out = tmp_path / "model", tmp_path / "in", tmp_path / "out"
@@ -364,6 +398,97 @@ def _wait_for(path: Path, process: "subprocess.Popen[Any]") -> None:
         time.sleep(0.01)
 
 
+# --- bad records in their places -------------------------------------------------------------------------------
+
+MARKED = ["--record-errors", "placeholder"]
+BAD_CSV = b"1,2,3,4\nx,2,3,4\n5,6,7\n5,6,7,8\n"
+
+
+def test_bad_records_are_answered_in_their_places_and_counted(
+    model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    (source / "a.csv").write_bytes(BAD_CSV)
+    (source / "b.jsonl").write_text("[1,2,3,4]\n[1]\nnothing\n")
+    (source / "c.csv").write_bytes(csv_bytes(rows(3)))
+
+    assert run(model_dir, out, source, *MARKED) == 4
+    lines = (out / "a.csv.out").read_text().splitlines()
+    assert [line.count("ERROR") for line in lines] == [0, 3, 3, 0]
+    answers = [json.loads(line) for line in (out / "b.jsonl.out").read_text().splitlines()]
+    assert [isinstance(answer, dict) and list(answer) == ["error"] for answer in answers] == [
+        False,
+        True,
+        True,
+    ]
+    captured = capsys.readouterr()
+    assert "3 files: 3 done, 0 finished before, 0 failed; 10 rows, 4 bad records, " in captured.out
+    assert (
+        "onnx-serve: a.csv: 2 of 4 records are bad\nonnx-serve: b.jsonl: 2 of 3 records are bad\n"
+        in captured.err
+    )
+
+
+def test_a_rerun_still_says_how_many_records_are_bad(
+    model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.csv").write_bytes(BAD_CSV)
+    (tmp_path / "b.csv").write_bytes(BAD_CSV)
+    out = tmp_path / "out"
+    assert run(model_dir, out, tmp_path / "a.csv", tmp_path / "b.csv", *MARKED) == 4
+    (out / "b.csv.out").unlink()
+    (tmp_path / "b.csv").write_bytes(csv_bytes(rows(1)))
+    capsys.readouterr()
+
+    for _ in range(2):
+        assert run(model_dir, out, tmp_path / "a.csv", tmp_path / "b.csv", *MARKED) == 4
+        assert ", 2 bad records, " in capsys.readouterr().out
+    assert run(model_dir, out, tmp_path / "a.csv", tmp_path / "b.csv") == 2
+    (tmp_path / "a.csv").write_bytes(csv_bytes(rows(1)))
+    assert run(model_dir, out, tmp_path / "a.csv", tmp_path / "b.csv", *MARKED, "--overwrite") == 0
+    assert "bad" not in capsys.readouterr().out
+
+
+def test_a_failed_file_says_more_than_bad_records(
+    model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is wrong with a whole file still fails it, and then that is the exit code."""
+    (tmp_path / "a.csv").write_bytes(BAD_CSV)
+    (tmp_path / "b.npy").write_bytes(b"no array")
+
+    assert run(model_dir, tmp_path / "out", tmp_path / "a.csv", tmp_path / "b.npy", *MARKED) == 1
+    assert "2 files: 1 done, 0 finished before, 1 failed; 4 rows, 2 bad records, " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("strategy", ["multi", "single"])
+def test_bad_records_in_a_join_stay_beside_their_input(
+    model_dir: Path, tmp_path: Path, strategy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the platform's rules: the placeholder's columns are joined and filtered as an answer's are."""
+    (tmp_path / "a.csv").write_bytes(b"one,1,2,3,4\ntwo,x,2,3,4\nthree,5,6,7,8\n")
+    options = ["--split-type", "line", "--assemble-with", "line", "--accept", "text/csv", "--input-filter", "$[1:]",
+               "--join-source", "input", "--output-filter", "$[0,-1]", "--strategy", strategy]  # fmt: skip
+
+    assert run(model_dir, tmp_path / "out", tmp_path / "a.csv", *options, *MARKED) == 4
+    made = [line.split(",") for line in (tmp_path / "out" / "a.csv.out").read_text().splitlines()]
+    assert [row[0] for row in made] == ["one", "two", "three"]
+    assert [row[1] == "ERROR" for row in made] == [False, True, False]
+    assert "3 rows, 1 bad records, " in capsys.readouterr().out
+
+
+def test_a_joined_object_has_the_error_as_its_output(model_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"id":1,"x":[1,2,3,4]}\n{"id":2,"x":[1]}\n')
+    options = ["--split-type", "line", "--assemble-with", "line", "--accept", "application/jsonlines",
+               "--content-type", "application/jsonlines", "--input-filter", "$.x", "--join-source", "input",
+               "--output-filter", "$['id','SageMakerOutput']"]  # fmt: skip
+
+    assert run(model_dir, tmp_path / "out", tmp_path / "a.jsonl", *options, *MARKED) == 4
+    good, bad = map(json.loads, (tmp_path / "out" / "a.jsonl.out").read_text().splitlines())
+    assert (good["id"], bad["id"]) == (1, 2)
+    assert list(bad["SageMakerOutput"]) == ["error"]
+
+
 # --- as the platform -------------------------------------------------------------------------------------------
 
 
@@ -384,14 +509,16 @@ class Recorder:
         self._newline = newline
         self._fails_on = fails_on
 
-    def __call__(self, body: Body, content_type: str | None, accept: str | None) -> tuple[Reply, int]:
+    def __call__(
+        self, body: Body, content_type: str | None, accept: str | None, sink: BinaryIO | None = None
+    ) -> Answered:
         data = body.stream.read()
         self.requests.append((data, content_type, accept))
         if self._fails_on is not None and self._fails_on in data:
             raise InferenceError("it fails")
         lines = [b"<" + line + b">" for line in data.split(b"\n") if line]
         content = b"\n".join(lines) + self._newline if lines else b""
-        return Reply(accept or content_type or "", content, len(content)), 0
+        return Answered(Reply(accept or content_type or "", content, len(content)))
 
     def execution_parameters(self) -> ExecutionParameters | None:
         return self._answered
@@ -548,8 +675,10 @@ def test_filters_and_join(tmp_path: Path) -> None:
 
 def test_a_whole_json_document_is_filtered_and_joined(tmp_path: Path) -> None:
     class Echo(Recorder):
-        def __call__(self, body: Body, content_type: str | None, accept: str | None) -> tuple[Reply, int]:
-            return Reply("application/json", body.stream.read(), 0), 0
+        def __call__(
+            self, body: Body, content_type: str | None, accept: str | None, sink: BinaryIO | None = None
+        ) -> Answered:
+            return Answered(Reply("application/json", body.stream.read(), 0))
 
     job = platform(accept="application/json", processing=DataProcessing(parse_path("$.x"), join=True))
     _, written = run_job(tmp_path, {"x.json": b'{\n"id": 1,\n"x": [1, 2]}\n'}, job, Echo())
@@ -567,10 +696,12 @@ def test_a_join_needs_one_format(tmp_path: Path) -> None:
 class InFile(Recorder):
     """Gives every answer as a file, as a long one is."""
 
-    def __call__(self, body: Body, content_type: str | None, accept: str | None) -> tuple[Reply, int]:
-        reply, _ = super().__call__(body, content_type, accept)
+    def __call__(
+        self, body: Body, content_type: str | None, accept: str | None, sink: BinaryIO | None = None
+    ) -> Answered:
+        reply = super().__call__(body, content_type, accept).reply
         assert isinstance(reply.content, bytes)
-        return Reply(reply.media_type, io.BytesIO(reply.content), reply.length), 0
+        return Answered(Reply(reply.media_type, io.BytesIO(reply.content), reply.length))
 
 
 @pytest.mark.parametrize("split", ["none", "line"])
@@ -593,7 +724,9 @@ def test_a_payload_of_any_size_is_cut_all_the_same_for_a_filter(tmp_path: Path) 
 
 def test_not_enough_memory_fails_the_file(tmp_path: Path) -> None:
     class Small(Recorder):
-        def __call__(self, body: Body, content_type: str | None, accept: str | None) -> tuple[Reply, int]:
+        def __call__(
+            self, body: Body, content_type: str | None, accept: str | None, sink: BinaryIO | None = None
+        ) -> Answered:
             raise MemoryError
 
     results, _ = run_job(tmp_path, {"x.csv": b"1\n", "y.csv": b"1\n"}, platform(), Small())
@@ -652,7 +785,9 @@ def test_no_more_requests_at_once_than_chosen(tmp_path: Path) -> None:
     running = threading.Semaphore(3)
 
     class Slow(Recorder):
-        def __call__(self, body: Body, content_type: str | None, accept: str | None) -> tuple[Reply, int]:
+        def __call__(
+            self, body: Body, content_type: str | None, accept: str | None, sink: BinaryIO | None = None
+        ) -> Answered:
             assert running.acquire(blocking=False)
             barrier.wait(10)
             running.release()
@@ -683,7 +818,9 @@ def test_stopping_leaves_nothing_half_done_and_closes_the_target(tmp_path: Path)
 
 def test_an_interrupt_in_the_middle_of_a_file_leaves_nothing_of_it(tmp_path: Path) -> None:
     class Interrupted(Recorder):
-        def __call__(self, body: Body, content_type: str | None, accept: str | None) -> tuple[Reply, int]:
+        def __call__(
+            self, body: Body, content_type: str | None, accept: str | None, sink: BinaryIO | None = None
+        ) -> Answered:
             if len(self.requests) == 10:
                 raise KeyboardInterrupt
             return super().__call__(body, content_type, accept)
@@ -707,14 +844,16 @@ def test_after_an_interrupt_no_file_is_read_on(tmp_path: Path) -> None:
     reading, closed = threading.Event(), threading.Event()
 
     class Interrupted(Recorder):
-        def __call__(self, body: Body, content_type: str | None, accept: str | None) -> tuple[Reply, int]:
+        def __call__(
+            self, body: Body, content_type: str | None, accept: str | None, sink: BinaryIO | None = None
+        ) -> Answered:
             if body.stream.read(1) == b"a":
                 assert reading.wait(10)
                 raise KeyboardInterrupt
             reading.set()
             assert closed.wait(10)
             try:
-                return Reply("", body.stream.read(), 0), 0
+                return Answered(Reply("", body.stream.read(), 0))
             except OSError as ex:
                 errors.append(ex)
                 raise
@@ -727,6 +866,40 @@ def test_after_an_interrupt_no_file_is_read_on(tmp_path: Path) -> None:
         run_job(tmp_path, {"a": b"a" * size, "b": b"b" * size}, platform(content_type="text/csv", max_concurrent=2), Interrupted())  # fmt: skip
 
     assert [error.strerror for error in errors] == ["the job was stopped"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words", "requests"),
+    [
+        pytest.param(b"bad,1\n" * 2_000_000, "records 1 to 174762: it fails", 1, id="first-piece"),
+        pytest.param(b"1,2\n" * 1000 + b"x" * (MIB + 1), "record 1001 is longer than", 1, id="a-long-record"),
+    ],
+)
+def test_a_failed_piece_fails_its_file_and_no_more_are_sent(
+    tmp_path: Path, content: bytes, words: str, requests: int
+) -> None:
+    (tmp_path / "a.csv").write_bytes(content)
+    (tmp_path / "b.csv").write_bytes(b"1,2\n")
+    target = Recorder(ExecutionParameters(1, "MULTI_RECORD", 1), fails_on=b"bad")
+    found = find_inputs([str(tmp_path / "a.csv"), str(tmp_path / "b.csv")], tmp_path / "out")
+    plan = Plan.of_server(TransformJob(), target.execution_parameters())
+    results = list(
+        transform(found, OutputFolder(tmp_path / "out"), target, plan, Progress(io.StringIO(), 2, 1))
+    )
+
+    assert [result.outcome for result in results] == ["failed", "done"]
+    assert words in results[0].error
+    assert len(target.requests) == requests + (content[:1] == b"b")
+    assert outputs(tmp_path / "out") == ["b.csv.out"]
+
+
+@pytest.mark.parametrize("split", ["none", "line"])
+def test_a_hidden_output_that_cannot_be_made_fails_its_file(tmp_path: Path, split: Any) -> None:
+    (tmp_path / "out" / ".a.csv.out.partial").mkdir(parents=True)
+    results, _ = run_job(tmp_path, {"a.csv": b"1\n", "b.csv": b"2\n"}, platform(split_type=split), Recorder())
+
+    assert [result.outcome for result in results] == ["failed", "done"]
+    assert results[0].error == "cannot write the output: Is a directory"
 
 
 def test_an_output_that_cannot_be_made_fails_its_file(tmp_path: Path) -> None:

@@ -19,12 +19,13 @@ from typing import BinaryIO, cast
 
 from onnx_serve import __version__
 from onnx_serve.batch.kept_connection import KeptConnection
+from onnx_serve.batch.request_plan import Answered
 from onnx_serve.codecs.interface import Body
-from onnx_serve.errors import ServeError, SettingsError, quote
+from onnx_serve.errors import ContainerError, SettingsError, quote
 from onnx_serve.execution_parameters import ExecutionParameters
 from onnx_serve.inference import Reply
 
-__all__ = ["Container", "ContainerError"]
+__all__ = ["Container"]
 
 _OK, _FIRST_ERROR, _SERVER_ERROR = 200, 300, 500
 _ANSWER_MEMORY_BYTES = 16 << 20
@@ -34,19 +35,6 @@ _MESSAGE_LENGTH = 500
 _RESOURCE_TIMEOUT_S = 10.0
 _LONGEST_PAUSE_S = 30.0
 _HEADERS = {"User-Agent": f"onnx-serve/{__version__}"}
-
-
-class ContainerError(ServeError):
-    """A container cannot be reached, refuses, or answers what it must not.
-
-    Args:
-        message: One line.
-        retry_after_s: Seconds to wait before another try; None if another try makes no sense.
-    """
-
-    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
 
 
 class Container:
@@ -96,16 +84,23 @@ class Container:
         status, content = self._get("/execution-parameters")
         return _parameters(content) if status == _OK else None
 
-    def __call__(self, body: Body, content_type: str | None, accept: str | None) -> tuple[Reply, int]:
+    def __call__(
+        self,
+        body: Body,
+        content_type: str | None,
+        accept: str | None,
+        sink: BinaryIO | None = None,  # noqa: ARG002  an answer that breaks off is asked for again
+    ) -> Answered:
         """One request, repeated as often as the job allows.
 
         Args:
             body: Its stream can seek; a negative length is sent in chunks.
             content_type: Sent as it is; None for no such header.
             accept: As ``content_type``.
+            sink: Not used.
 
         Returns:
-            The answer, and 0: how many rows it has is not known.
+            The answer; how many records it has is not known.
 
         Raises:
             ContainerError: There is no good answer, after all repetitions.
@@ -120,7 +115,7 @@ class Container:
         while True:
             body.stream.seek(start)
             try:
-                return self._post(body, headers), 0
+                return Answered(self._post(body, headers))
             except ContainerError as ex:
                 if ex.retry_after_s is None or self._stopped.is_set() or repetition >= self._max_retries:
                     raise

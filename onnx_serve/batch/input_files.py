@@ -13,7 +13,8 @@ from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import BinaryIO, cast
 
-from onnx_serve.errors import DecodeError, SettingsError, UnsupportedMediaType, quote
+from onnx_serve.batch.output_folder import is_output_name
+from onnx_serve.errors import DecodeError, ServeError, SettingsError, UnsupportedMediaType, quote
 
 __all__ = ["CONTENT_TYPES", "InputFile", "find_inputs", "plain_file"]
 
@@ -115,6 +116,9 @@ def plain_file(stream: BinaryIO, *, compressed: bool) -> Iterator[tuple[BinaryIO
 
     A gzip file does not say reliably how long its content is:
     https://www.rfc-editor.org/rfc/rfc1952#section-2.3.1 (ISIZE is modulo 2^32, and of the last member).
+
+    Raises:
+        ServeError: The temporary directory has no room.
     """
     if not compressed:
         length = stream.seek(0, os.SEEK_END)
@@ -123,7 +127,12 @@ def plain_file(stream: BinaryIO, *, compressed: bool) -> Iterator[tuple[BinaryIO
         return
     with SpooledTemporaryFile(_SPOOL_BYTES) as spool:
         while chunk := stream.read(_BUFFER_BYTES):
-            spool.write(chunk)
+            try:
+                spool.write(chunk)
+            except OSError as ex:
+                raise ServeError(
+                    f"cannot unpack it into the temporary directory: {ex.strerror or ex}"
+                ) from ex
         length = spool.tell()
         spool.seek(0)
         yield cast("BinaryIO", spool), length
@@ -208,7 +217,7 @@ def _walk(folder: Path, output: Path) -> Iterator[InputFile]:
 
 
 def _is_output(path: Path, output: Path) -> bool:
-    return path.suffix == ".out" and path.absolute().is_relative_to(output)
+    return is_output_name(path.name) and path.absolute().is_relative_to(output)
 
 
 def _file(path: Path, name: str) -> InputFile:

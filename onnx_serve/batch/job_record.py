@@ -2,12 +2,16 @@
 
 The folder has a hidden file with a digest of everything that decides what an answer is: the job's options, the
 settings that are about models and formats, and the names, sizes and times of the model's files, or the server's
-address. What only decides how fast the job is, is left out.
+address. What only decides how fast the job is, is left out. Below the digest stands, a line each, how many records
+of an input were answered by placeholders: a rerun that finds the input done still says so.
 """
 
 import hashlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,25 +61,56 @@ class JobRecord:
         Raises:
             SettingsError: Another job made the outputs.
         """
-        try:
-            recorded = self._path.read_text()
-        except OSError:
-            return
-        if recorded != digest:
+        lines = self._lines()
+        if lines and lines[0] != digest:
             raise SettingsError(
                 f"--output {self._path.parent}: holds outputs of another model or of other options; "
                 f"choose another folder, or --overwrite"
             )
 
-    def write(self, digest: str) -> None:
+    def bad_records(self, names: AbstractSet[str]) -> dict[str, int]:
+        """How many records of each of these inputs were bad, where any were."""
+        found: dict[str, int] = {}
+        for line in self._lines()[1:]:
+            # Whoever was killed while writing has left half a line.
+            with suppress(ValueError, TypeError, KeyError):
+                entry = json.loads(line)
+                if entry["file"] in names:
+                    found[entry["file"]] = int(entry["bad_records"])
+        return found
+
+    def write(self, digest: str, bad_records: Mapping[str, int]) -> None:
         """Records the job, whole or not at all.
+
+        Args:
+            digest: Of the job.
+            bad_records: Of the inputs that are done.
 
         Raises:
             OSError: The folder cannot be written to.
         """
         partial = self._path.with_name(f"{_NAME}.partial")
-        partial.write_text(digest)
+        partial.write_text("".join([f"{digest}\n", *(_entry(*item) for item in bad_records.items())]))
         partial.replace(self._path)
+
+    def add(self, name: str, bad_records: int) -> None:
+        """Records how many records of an input were bad.
+
+        Raises:
+            OSError: The folder cannot be written to.
+        """
+        with self._path.open("a") as file:
+            file.write(_entry(name, bad_records))
+
+    def _lines(self) -> list[str]:
+        try:
+            return self._path.read_text("utf-8", "replace").splitlines()
+        except OSError:
+            return []
+
+
+def _entry(name: str, bad_records: int) -> str:
+    return json.dumps({"file": name, "bad_records": bad_records}) + "\n"
 
 
 def _model_files(folder: Path) -> Iterator[str]:

@@ -1,14 +1,13 @@
 """The model in this process, as a batch job asks it: the way of a request without HTTP."""
 
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
+from typing import BinaryIO
 
-from onnx_serve.batching import Engine
-from onnx_serve.codecs.interface import Body
+from onnx_serve.batch.request_plan import Answered
+from onnx_serve.codecs.interface import BadRecord, Body
 from onnx_serve.execution_parameters import ExecutionParameters
-from onnx_serve.inference import Reply
 from onnx_serve.repository import Repository
-from onnx_serve.tensors import Feed, RowAxis, Values, row_count
+from onnx_serve.tensors import Values, row_count
 
 __all__ = ["LocalModel"]
 
@@ -29,9 +28,7 @@ class LocalModel:
     def __init__(self, repository: Repository, on_rows: Callable[[int], None]) -> None:
         self._repository = repository
         self._inference = repository.default()
-        self._count = threading.local()
         self._on_rows = on_rows
-        self._inference.engine = _CountedEngine(self._inference.engine, self._add)
 
     @property
     def slots(self) -> int:
@@ -42,42 +39,30 @@ class LocalModel:
         """What the container would answer."""
         return self._repository.execution_parameters()
 
-    def __call__(self, body: Body, content_type: str | None, accept: str | None) -> tuple[Reply, int]:
-        """The answer to one request, and the rows that the model ran for it.
+    def __call__(
+        self, body: Body, content_type: str | None, accept: str | None, sink: BinaryIO | None = None
+    ) -> Answered:
+        """The answer to one request; a model without rows answers one record a run.
+
+        With a sink the answer goes there as blocks end, and the reply has no content.
 
         Raises:
             ServeError: As ``Inference``.
         """
-        self._count.rows = 0
-        reply = self._inference(body, content_type, accept)
-        return reply, self._count.rows
+        rows = bad = 0
+        has_rows = self._inference.signature.has_rows
+
+        def count(block: Values) -> None:
+            nonlocal rows, bad
+            is_bad = isinstance(block, BadRecord)
+            more = (row_count(next(iter(block.values()))) or 0) if has_rows and not is_bad else 1
+            rows += more
+            bad += is_bad
+            self._on_rows(more)
+
+        reply = self._inference(body, content_type, accept, sink, count)
+        return Answered(reply, rows, bad)
 
     def close(self) -> None:
         """Ends the engine's threads."""
         self._repository.close()
-
-    def _add(self, rows: int) -> None:
-        # The blocks of a request come out in the thread that asked.
-        self._count.rows += rows
-        self._on_rows(rows)
-
-
-class _CountedEngine(Engine):
-    """An engine that tells how many rows it has answered; without rows, a run counts as one."""
-
-    def __init__(self, engine: Engine, on_rows: Callable[[int], None]) -> None:
-        self.signature = engine.signature
-        self.slots = engine.slots
-        self.block_rows = engine.block_rows
-        self._engine = engine
-        self._on_rows = on_rows
-
-    def map(self, blocks: Iterable[Feed]) -> Iterator[Values]:
-        has_rows = self.signature.row_axis is not RowAxis.NONE
-        for outputs in self._engine.map(blocks):
-            rows = row_count(next(iter(outputs.values()))) if has_rows else 1
-            self._on_rows(rows or 0)
-            yield outputs
-
-    def close(self) -> None:
-        self._engine.close()

@@ -6,18 +6,34 @@ next run writes over what such a run has left.
 """
 
 import fcntl
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 from onnx_serve.errors import SettingsError, quote
 
-__all__ = ["OutputFile", "OutputFolder"]
+__all__ = ["OutputFile", "OutputFolder", "is_output_name", "output_suffix"]
 
 _LOCK = ".onnx-serve-transform.lock"
 _COPY_BYTES = 1 << 20
+# Small, so that a block's answer is seen on disk soon after the block.
+_BUFFER_BYTES = 64 << 10
+_PARQUET_TYPES = ("application/vnd.apache.parquet", "application/x-parquet")
+_PARQUET = ".parquet"
+_ENDINGS = (".out", f".out{_PARQUET}")
+
+
+def output_suffix(media_type: str) -> str:
+    """What follows ``NAME.out``: ``.parquet`` for an answer in Parquet, whose readers look for it, else nothing."""
+    return _PARQUET if media_type in _PARQUET_TYPES else ""
+
+
+def is_output_name(name: str) -> bool:
+    """Whether an output is called like that."""
+    return name.endswith(_ENDINGS)
 
 
 class OutputFile:
@@ -25,15 +41,29 @@ class OutputFile:
 
     Args:
         path: Where it will be; folders above it are made.
+
+    Attributes:
+        sink: Where it can be written to directly; reads and seeks too.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.length = 0
         path.parent.mkdir(parents=True, exist_ok=True)
         self._partial = path.with_name(f".{path.name}.partial")
-        self._file = self._partial.open("wb", _COPY_BYTES)
-        self._last = b"\n"
+        self._raw = _Partial(self._partial)
+        self._file = io.BufferedRandom(self._raw, _BUFFER_BYTES)
+        self.sink = cast("BinaryIO", self._file)
+        self._length = 0
+
+    @property
+    def length(self) -> int:
+        """Bytes written."""
+        return self._length if self._file.closed else self._file.tell()
+
+    @property
+    def problem(self) -> OSError | None:
+        """Why it could not be written to, once that has happened."""
+        return self._raw.problem
 
     def append(self, content: bytes | BinaryIO) -> None:
         """Adds bytes, or the rest of a file.
@@ -43,33 +73,58 @@ class OutputFile:
         """
         if isinstance(content, bytes):
             self._file.write(content)
-            self.length += len(content)
-            self._last = content[-1:] or self._last
             return
         while chunk := content.read(_COPY_BYTES):
-            self.append(chunk)
+            self._file.write(chunk)
 
     def end_line(self) -> None:
-        """Adds a newline unless the last byte is one."""
-        if self._last != b"\n":
-            self.append(b"\n")
+        """Adds a newline unless the last byte is one, or there is none.
 
-    def commit(self) -> None:
+        Raises:
+            OSError: The disk is full, or broken.
+        """
+        end = self._file.tell()
+        if not end:
+            return
+        self._file.seek(end - 1)
+        if self._file.read(1) != b"\n":
+            self._file.write(b"\n")
+
+    def commit(self, suffix: str = "") -> None:
         """Makes the file appear, complete.
+
+        Args:
+            suffix: Follows the name that ``path`` has.
 
         Raises:
             OSError: The disk is full, or broken; the file has not appeared.
         """
         self._file.flush()
-        os.fsync(self._file.fileno())
+        self._length = self._file.tell()
+        os.fsync(self._raw.fileno())
         self._file.close()
-        self._partial.replace(self.path)
+        self._partial.replace(self.path.with_name(self.path.name + suffix))
 
     def discard(self) -> None:
         """Removes what was written; nothing happens after ``commit``."""
         with suppress(OSError):
             self._file.close()
         self._partial.unlink(missing_ok=True)
+
+
+class _Partial(io.FileIO):
+    """A file that remembers why it could not be written to: what writes into it may say it in other words."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w+")
+        self.problem: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as ex:
+            self.problem = self.problem or ex
+            raise
 
 
 class OutputFolder:
@@ -83,20 +138,25 @@ class OutputFolder:
         self.path = path
 
     def place(self, name: str) -> Path:
-        """Where the output of the input of that name is."""
+        """Where the output of the input of that name is, without the suffix that its format may add."""
         return self.path / f"{name}.out"
 
     def is_done(self, name: str, source: Path) -> bool:
         """Whether the output is there, and not older than its input."""
         try:
-            return self.place(name).stat().st_mtime_ns >= source.stat().st_mtime_ns
-        except OSError:
+            newest = max(place.stat().st_mtime_ns for place in self._places(name) if place.exists())
+            return newest >= source.stat().st_mtime_ns
+        except (OSError, ValueError):
             return False
 
     def remove(self, name: str) -> None:
         """Removes the output of the input of that name, if there is one."""
-        with suppress(OSError):
-            self.place(name).unlink()
+        for place in self._places(name):
+            with suppress(OSError):
+                place.unlink()
+
+    def _places(self, name: str) -> tuple[Path, ...]:
+        return tuple(self.path / f"{name}{ending}" for ending in _ENDINGS)
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -1,8 +1,8 @@
 """Batch jobs over files: each input file becomes one output file, whole or not at all.
 
 A job has one of two shapes. Plain: every file is one request of any size, which ``Inference`` decodes, runs and
-encodes block by block. As the platform: files are split to records and packed into requests the way SageMaker's
-Batch Transform does it. Both flow the same way::
+encodes block by block, into the output while it still has its hidden name. As the platform: files are split to
+records and packed into requests the way SageMaker's Batch Transform does it. Both flow the same way::
 
     files -> requests -> target, several at once -> answers in order -> output files
 
@@ -20,9 +20,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from onnx_serve.batch.input_files import InputFile
-from onnx_serve.batch.output_folder import OutputFile, OutputFolder
+from onnx_serve.batch.output_folder import OutputFile, OutputFolder, output_suffix
 from onnx_serve.batch.progress import Progress
-from onnx_serve.batch.transform_requests import Event, Plan, Requests, Target
+from onnx_serve.batch.request_plan import Plan, Target
+from onnx_serve.batch.transform_job import TransformJob
+from onnx_serve.batch.transform_requests import Event, Requests
 from onnx_serve.inference import Reply
 
 __all__ = ["FileResult", "transform"]
@@ -37,7 +39,8 @@ class FileResult:
     Attributes:
         name: The input's.
         outcome: ``done``, ``finished`` (by an earlier run) or ``failed``.
-        rows: Answered; of a container's answers that have no lines, requests.
+        rows: Records answered; of a container's answers that have no lines, requests.
+        bad_records: Of them, those answered by a placeholder.
         read_bytes: On disk.
         written_bytes: Of the output.
         error: Why it failed.
@@ -46,9 +49,17 @@ class FileResult:
     name: str
     outcome: str
     rows: int = 0
+    bad_records: int = 0
     read_bytes: int = 0
     written_bytes: int = 0
     error: str = ""
+
+    @property
+    def problem(self) -> str:
+        """What the job's author should know, in one line; empty if nothing."""
+        if self.bad_records:
+            return f"{self.bad_records:,} of {self.rows:,} records are bad"
+        return self.error
 
 
 def transform(
@@ -74,10 +85,9 @@ def transform(
             raise OSError(errno.ECANCELED, "the job was stopped")
         progress.add(read_bytes=count)
 
-    requests = Requests(plan, target, on_bytes)
+    requests = Requests(plan, target, output, on_bytes)
     pool = ThreadPoolExecutor(plan.concurrent, thread_name_prefix="onnx-serve-transform")
-    # Mini-batches are in memory while they wait, files are not.
-    window = plan.concurrent + 1 if plan.splits else 2 * plan.concurrent
+    window = plan.concurrent + 1 if plan.holds_bodies else 2 * plan.concurrent
     output_file: _Assembly | None = None
     stopped = True
     try:
@@ -86,8 +96,9 @@ def transform(
                 _close_reply(event)
                 continue
             if output_file is None:
-                output_file = _Assembly(event.file, output, ends_lines=plan.job.assemble_with == "line")
+                output_file = _Assembly(event.file, output, plan.job)
             result = output_file.take(event)
+            requests.release(event.file.name)
             if not target.counts_rows:
                 progress.add(rows=event.rows)
             if result is not None:
@@ -104,17 +115,19 @@ def transform(
         if output_file is not None:
             output_file.discard()
         pool.shutdown(wait=True, cancel_futures=True)
+        requests.close()
 
 
 class _Assembly:
     """One output, put together of answers in order."""
 
-    def __init__(self, file: InputFile, output: OutputFolder, *, ends_lines: bool) -> None:
+    def __init__(self, file: InputFile, output: OutputFolder, job: TransformJob) -> None:
         self._file = file
         self._place = output.place(file.name)
-        self._ends_lines = ends_lines
+        self._job = job
         self._output: OutputFile | None = None
-        self._rows = 0
+        self._suffix = ""
+        self._rows = self._bad_records = 0
 
     def take(self, event: Event) -> FileResult | None:
         """Appends an answer; tells the result when the file is done or has failed."""
@@ -122,12 +135,20 @@ class _Assembly:
             return self._fail(event.error)
         try:
             if self._output is None:
-                self._output = OutputFile(self._place)
+                self._output = event.output or OutputFile(self._place)
             if event.reply is None:
-                self._output.commit()
-                return FileResult(self._file.name, "done", self._rows, self._file.size, self._output.length)
+                self._output.commit(self._suffix)
+                return FileResult(
+                    self._file.name,
+                    "done",
+                    self._rows,
+                    self._bad_records,
+                    self._file.size,
+                    self._output.length,
+                )
             self._rows += event.rows
-            self._append(self._output, event.reply)
+            self._bad_records += event.bad_records
+            self._append(self._output, event.reply, starts_line=event.starts_line)
         except OSError as ex:
             return self._fail(f"cannot write the output: {ex.strerror or ex}")
         finally:
@@ -140,14 +161,18 @@ class _Assembly:
             with suppress(OSError):
                 self._output.discard()
 
-    def _append(self, output: OutputFile, reply: Reply) -> None:
+    def _append(self, output: OutputFile, reply: Reply, *, starts_line: bool) -> None:
+        if not self._job.platform:
+            self._suffix = output_suffix(reply.media_type)
+        if starts_line:
+            output.end_line()
         output.append(reply.content)
-        if self._ends_lines:
+        if self._job.assemble_with == "line":
             output.end_line()
 
     def _fail(self, error: str) -> FileResult:
         self.discard()
-        return FileResult(self._file.name, "failed", 0, self._file.size, 0, error)
+        return FileResult(self._file.name, "failed", read_bytes=self._file.size, error=error)
 
 
 def _in_order(pool: ThreadPoolExecutor, calls: Iterator[Callable[[], _T]], window: int) -> Iterator[_T]:

@@ -12,24 +12,30 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from onnx_serve import allocator
-from onnx_serve.batch.data_processing import DataProcessing
 from onnx_serve.batch.input_files import InputFile, find_inputs
+from onnx_serve.batch.job_options import (
+    add_format_options,
+    add_platform_options,
+    add_record_options,
+    add_request_options,
+    chosen,
+    read_job,
+)
 from onnx_serve.batch.job_record import JobRecord, job_digest
-from onnx_serve.batch.json_path import ROOT, JsonPath, parse_path
 from onnx_serve.batch.output_folder import OutputFolder
 from onnx_serve.batch.progress import Progress
-from onnx_serve.batch.transform_job import MAX_RETRIES, MAX_TIMEOUT_S, TransformJob
+from onnx_serve.batch.transform_job import TransformJob
 from onnx_serve.errors import ModelError, ServeError, SettingsError
 from onnx_serve.machine import read_machine
 from onnx_serve.settings import Settings
 
 if TYPE_CHECKING:
+    from onnx_serve.batch.request_plan import Plan, Target
     from onnx_serve.batch.transform import FileResult
-    from onnx_serve.batch.transform_requests import Plan, Target
 
 __all__ = ["add_parser", "job_environment", "run"]
 
-EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 130, 143
+EXIT_DONE, EXIT_FAILED, EXIT_BAD_RECORDS, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 4, 130, 143
 
 _EPILOG = """\
 examples:
@@ -39,20 +45,9 @@ examples:
       --assemble-with line --input-filter '$[1:]' --join-source input --output-filter '$[0,-1]'
 
 Exit codes: 0 every input is done; 1 some failed, or the server cannot be reached; 2 a wrong argument or
-setting, or another run writes to the folder; 3 no servable model; 130 and 143 stopped by a signal. The same
-command again does what is left.
+setting, or another run writes to the folder; 3 no servable model; 4 every input is done, and bad records were
+answered by placeholders; 130 and 143 stopped by a signal. The same command again does what is left.
 """
-_PLATFORM_OPTIONS = (
-    "split_type",
-    "strategy",
-    "max_payload_mb",
-    "max_concurrent",
-    "assemble_with",
-    "input_filter",
-    "output_filter",
-    "join_source",
-)
-_STRATEGIES = {"multi": "MULTI_RECORD", "single": "SINGLE_RECORD", None: None}
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
@@ -70,55 +65,28 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--overwrite", action="store_true", help="remove the outputs of finished inputs and do them again"
     )
     parser.add_argument("--url", help="send requests to a running server instead of loading the model here")
-    parser.add_argument("--content-type", metavar="TYPE", help="of all inputs (default: by their suffixes)")
-    parser.add_argument(
-        "--accept", metavar="TYPE", help="of the outputs (default: the inputs', if it can be)"
-    )
-    parser.add_argument("--compression", choices=("auto", "none", "gzip"), default="auto",
-                        help="of the inputs (default: auto, gzip for names that end with .gz)")  # fmt: skip
-    parser.add_argument("--timeout-s", metavar="N", type=int, default=600,
-                        help=f"of one request to --url, 1 to {MAX_TIMEOUT_S} (default: 600)")  # fmt: skip
-    parser.add_argument("--max-retries", metavar="N", type=int, default=MAX_RETRIES,
-                        help=f"of one request to --url, 0 to {MAX_RETRIES} (default: {MAX_RETRIES})")  # fmt: skip
+    add_format_options(parser, accept="the inputs', if it can be")
+    add_request_options(parser.add_argument_group("with --url"))
+    add_record_options(parser)
     parser.add_argument("--quiet", action="store_true", help="show failures and the summary only")
-    _add_platform_options(parser)
+    add_platform_options(
+        parser.add_argument_group(
+            "as SageMaker's Batch Transform", "any of these makes requests the way the platform makes them"
+        )
+    )
     parser.set_defaults(host=None, port=None)
     return parser
 
 
-def _add_platform_options(parser: argparse.ArgumentParser) -> None:
-    platform = parser.add_argument_group(
-        "as SageMaker's Batch Transform", "any of these makes requests the way the platform makes them"
-    )
-    platform.add_argument(
-        "--split-type", choices=("none", "line", "recordio"), help="what ends a record (default: none)"
-    )
-    platform.add_argument(
-        "--strategy", choices=("multi", "single"), help="records of a request (default: the model's answer)"
-    )
-    platform.add_argument(
-        "--max-payload-mb", metavar="N", type=int, help="of a request; 0 for any size, sent in chunks"
-    )
-    platform.add_argument("--max-concurrent", metavar="N", type=int, help="requests at once")
-    platform.add_argument(
-        "--assemble-with", choices=("none", "line"), help="what ends an answer (default: none)"
-    )
-    platform.add_argument("--input-filter", metavar="JSONPATH", help="what of a record is sent (default: $)")
-    platform.add_argument(
-        "--output-filter", metavar="JSONPATH", help="what of an answer is kept (default: $)"
-    )
-    platform.add_argument(
-        "--join-source", choices=("none", "input"), help="what is put before an answer (default: none)"
-    )
-
-
 def job_environment(options: argparse.Namespace) -> dict[str, str]:
-    """The variables that the platform would set for a job of these options.
+    """The variables that the platform would set for a job of these options, and the setting that is one of them.
 
     Raises:
         SettingsError: An option is not what the platform takes.
     """
-    return _job(options).environment()
+    job = _job(options)
+    own = {"ONNX_SERVE_RECORD_ERRORS": job.record_errors} if job.record_errors else {}
+    return {**job.environment(), **own}
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
@@ -147,17 +115,28 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
             left = [file for file in files if not output.is_done(file.name, file.path)]
         summary.finished = len(files) - len(left)
         record, digest = JobRecord(output.path), job_digest(job, options.url, settings)
+        bad_before: dict[str, int] = {}
         if summary.finished:
             record.check(digest)
+            bad_before = record.bad_records({file.name for file in files} - {file.name for file in left})
+            summary.bad_records = sum(bad_before.values())
         progress = Progress(sys.stderr, len(left), sum(file.size for file in left), quiet=options.quiet)
         try:
             with _sigterm_raises(), closing(progress):
                 for result in _results(
-                    left, output, job, options.url, settings, progress, lambda: record.write(digest)
+                    left,
+                    output,
+                    job,
+                    options.url,
+                    settings,
+                    progress,
+                    lambda: record.write(digest, bad_before),
                 ):
                     summary.add(result)
-                    if result.error:
-                        progress.line(f"onnx-serve: {result.name}: {result.error}")
+                    if result.bad_records:
+                        record.add(result.name, result.bad_records)
+                    if problem := result.problem:
+                        progress.line(f"onnx-serve: {result.name}: {problem}")
         except (SettingsError, ModelError):
             raise
         except OSError as ex:
@@ -170,7 +149,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         except _Terminated:
             return summary.stopped(EXIT_TERMINATED)
     summary.show()
-    return EXIT_FAILED if summary.failed else EXIT_DONE
+    return summary.exit_code
 
 
 class _Terminated(Exception):
@@ -181,7 +160,7 @@ class _Summary:
     """What became of all inputs."""
 
     def __init__(self, files: int) -> None:
-        self.finished = self.done = self.failed = 0
+        self.finished = self.done = self.failed = self.bad_records = 0
         self._files = files
         self._rows = self._read_bytes = self._written_bytes = 0
         self._begin = time.monotonic()
@@ -192,6 +171,7 @@ class _Summary:
             self.failed += 1
             return
         self.done += 1
+        self.bad_records += result.bad_records
         self._rows += result.rows
         self._read_bytes += result.read_bytes
         self._written_bytes += result.written_bytes
@@ -199,11 +179,19 @@ class _Summary:
     def text(self) -> str:
         """One line."""
         seconds = time.monotonic() - self._begin
+        bad = f"{self.bad_records:,} bad records, " if self.bad_records else ""
         return (
             f"{self._files} files: {self.done} done, {self.finished} finished before, {self.failed} failed; "
-            f"{self._rows:,} rows, {self._read_bytes:,} bytes in, {self._written_bytes:,} bytes out, "
+            f"{self._rows:,} rows, {bad}{self._read_bytes:,} bytes in, {self._written_bytes:,} bytes out, "
             f"{seconds:.1f} s, {self._rows / max(seconds, 1e-9):,.0f} rows/s"
         )
+
+    @property
+    def exit_code(self) -> int:
+        """Of a job that was not stopped."""
+        if self.failed:
+            return EXIT_FAILED
+        return EXIT_BAD_RECORDS if self.bad_records else EXIT_DONE
 
     def show(self) -> None:
         """Prints it."""
@@ -258,34 +246,7 @@ def _sigterm_raises() -> Iterator[None]:
 
 
 def _job(options: argparse.Namespace) -> TransformJob:
-    given = {name: getattr(options, name) for name in _PLATFORM_OPTIONS}
-    job = TransformJob(
-        content_type=options.content_type,
-        accept=options.accept,
-        compression=options.compression,
-        platform=any(value is not None for value in given.values()),
-        split_type=options.split_type or "none",
-        batch_strategy=_STRATEGIES[options.strategy],
-        max_payload_mb=options.max_payload_mb,
-        max_concurrent=options.max_concurrent,
-        assemble_with=options.assemble_with or "none",
-        processing=DataProcessing(
-            _path("--input-filter", options.input_filter),
-            options.join_source == "input",
-            _path("--output-filter", options.output_filter),
-        ),
-        timeout_s=options.timeout_s,
-        max_retries=options.max_retries,
-    )
-    job.check()
-    return job
-
-
-def _path(option: str, text: str | None) -> JsonPath:
-    try:
-        return ROOT if text is None else parse_path(text)
-    except SettingsError as ex:
-        raise SettingsError(f"{option}: {ex}") from ex
+    return read_job(options, platform=bool(chosen(options)))
 
 
 def _target(
@@ -297,7 +258,7 @@ def _target(
 
         container = Container(url, job.timeout_s, job.max_retries)
         container.check()
-        return container, _plan(job, container, None)
+        return container, _plan(job, container)
     machine = read_machine()
     allocator.tune(machine.memory_limit_bytes)
     from onnx_serve.batch.local_model import LocalModel  # noqa: PLC0415  NumPy and pyarrow come after the allocator is tuned
@@ -310,12 +271,11 @@ def _target(
     return model, _plan(job, model, model.slots + 1)
 
 
-def _plan(job: TransformJob, target: "Target", concurrent: int | None) -> "Plan":
-    from onnx_serve.batch.transform_requests import Plan  # noqa: PLC0415
+def _plan(job: TransformJob, target: "Target", files_at_once: int = 0) -> "Plan":
+    from onnx_serve.batch.request_plan import Plan  # noqa: PLC0415
 
     if job.platform:
         return Plan.of_platform(job, target.execution_parameters())
-    if concurrent is None:
-        answered = target.execution_parameters()
-        concurrent = max(answered.max_concurrent_transforms, 1) if answered else 1
-    return Plan.whole_files(job, concurrent)
+    if files_at_once:
+        return Plan.whole_files(job, files_at_once)
+    return Plan.of_server(job, target.execution_parameters())

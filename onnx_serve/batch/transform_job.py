@@ -41,6 +41,8 @@ class TransformJob:
         max_concurrent: Requests at once; 0 or None for the container's choice.
         assemble_with: ``line`` ends each answer with a newline.
         processing: Filters and join.
+        record_errors: ``placeholder`` lets a bad record be answered by a placeholder, ``fail`` makes it fail its
+            file; None for what the model's settings say.
         timeout_s: Seconds that one request over HTTP may take.
         max_retries: Times that a request over HTTP is repeated.
     """
@@ -55,6 +57,7 @@ class TransformJob:
     max_concurrent: int | None = None
     assemble_with: Literal["none", "line"] = "none"
     processing: DataProcessing = field(default_factory=DataProcessing)
+    record_errors: Literal["fail", "placeholder"] | None = None
     timeout_s: int = 600
     max_retries: int = MAX_RETRIES
 

@@ -1,101 +1,64 @@
 """The requests of a batch job: files, whole or cut to records, as calls that send them.
 
-Plain: every file is one request of any size. As the platform: records are packed into requests (``mini_batches``),
-filtered and joined (``data_processing``). https://docs.aws.amazon.com/sagemaker/latest/dg/batch-transform.html
+Plain: every file is one request of any size, whose answer goes into its output while it is made; a server gets
+a large file in pieces (``pieces``). As the platform: records are packed into requests (``mini_batches``), filtered
+and joined (``data_processing``). https://docs.aws.amazon.com/sagemaker/latest/dg/batch-transform.html
 """
 
 import io
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import BinaryIO, Protocol
+from itertools import chain
+from typing import BinaryIO
 
 from onnx_serve.batch.input_files import InputFile, plain_file
 from onnx_serve.batch.mini_batches import MiniBatch, line_batches, recordio_batches
-from onnx_serve.batch.transform_job import TransformJob
+from onnx_serve.batch.output_folder import OutputFile, OutputFolder
+from onnx_serve.batch.pieces import CutFile, can_cut, pieces
+from onnx_serve.batch.record_counts import count_placeholders, count_records, has_lines
+from onnx_serve.batch.request_plan import Answered, Plan, Target
 from onnx_serve.codecs.interface import Body
 from onnx_serve.errors import PayloadTooLarge, ServeError, UnsupportedMediaType
-from onnx_serve.execution_parameters import ExecutionParameters
 from onnx_serve.inference import Reply
 
-__all__ = ["Event", "Plan", "Requests", "Target"]
+__all__ = ["Event", "Requests"]
 
-_MIB = 1 << 20
-_COUNT_BYTES = 1 << 20
-_DEFAULT_PAYLOAD_MB = 6
 # A record of a job without a limit must still end somewhere.
 _LONGEST_RECORD_BYTES = 1 << 30
-_LINE_TYPES = ("text/csv", "application/jsonlines", "application/jsonl", "application/x-ndjson")
-# What the answer to a whole file is asked for in, where nothing else is: text in, the same text out.
-_MIRRORED = (*_LINE_TYPES, "application/json")
-
-
-class Target(Protocol):
-    """What answers requests: a model in this process, or a container.
-
-    Attributes:
-        counts_rows: Whether a call tells the rows it answered, and shows them as they are.
-    """
-
-    counts_rows: bool
-
-    def __call__(self, body: Body, content_type: str | None, accept: str | None) -> tuple[Reply, int]:
-        """The answer to one request, and how many rows it has; 0 if that is not known."""
-        ...
-
-    def execution_parameters(self) -> ExecutionParameters | None:
-        """What it answers to ``/execution-parameters``, or None."""
-        ...
-
-    def close(self) -> None:
-        """Ends it; requests under way may fail."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """How requests are made.
-
-    Attributes:
-        job: What the author chose.
-        concurrent: Requests at once.
-        single: One record a request.
-        max_bytes: Of one request; 0 for any size.
-    """
-
-    job: TransformJob
-    concurrent: int
-    single: bool = False
-    max_bytes: int = 0
-
-    @classmethod
-    def whole_files(cls, job: TransformJob, concurrent: int) -> "Plan":
-        """Every file is one request."""
-        return cls(job, concurrent)
-
-    @classmethod
-    def of_platform(cls, job: TransformJob, answered: ExecutionParameters | None) -> "Plan":
-        """As Batch Transform would, from the job's choices and the container's answer."""
-        concurrent, strategy, payload_mb = job.resolve(answered)
-        single = strategy == "SINGLE_RECORD" and job.split_type != "none"
-        if payload_mb == 0 and job.processing.active:
-            payload_mb = _DEFAULT_PAYLOAD_MB
-        return cls(job, concurrent, single, payload_mb * _MIB)
-
-    @property
-    def splits(self) -> bool:
-        """Whether files are cut; a job of any payload sends them whole, unless record by record."""
-        return self.job.split_type != "none" and (self.single or self.max_bytes > 0)
+# What the answer to a whole file is asked for in, where nothing else is: the same as went in.
+_MIRRORED = (
+    "text/csv",
+    "application/jsonlines",
+    "application/jsonl",
+    "application/x-ndjson",
+    "application/json",
+    "application/x-recordio-protobuf",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What a call gives: an answer to be appended, the reason why a file failed, or (with neither) its end."""
+    """What a call gives: an answer to be appended, the reason why a file failed, or (with neither) its end.
+
+    Attributes:
+        file: The input.
+        reply: The answer.
+        rows: Records in the answer.
+        bad_records: Of them, those answered by a placeholder.
+        error: Why the file failed.
+        output: What has the answer already.
+        starts_line: Whether the answer must begin on a line of its own.
+    """
 
     file: InputFile
     reply: Reply | None = None
     rows: int = 0
+    bad_records: int = 0
     error: str = ""
+    output: OutputFile | None = None
+    starts_line: bool = False
 
 
 class Requests:
@@ -104,18 +67,32 @@ class Requests:
     Args:
         plan: How they are made.
         target: Answers them.
+        output: Where answers to whole files go.
         on_bytes: Told of the bytes read from disk.
 
     Attributes:
         failed: Names of the files of which no more requests are wanted.
     """
 
-    def __init__(self, plan: Plan, target: Target, on_bytes: Callable[[int], None]) -> None:
+    def __init__(
+        self, plan: Plan, target: Target, output: OutputFolder, on_bytes: Callable[[int], None]
+    ) -> None:
         self.failed: set[str] = set()
         self._plan = plan
         self._job = plan.job
         self._target = target
+        self._output = output
         self._on_bytes = on_bytes
+        self._written: dict[str, OutputFile] = {}
+
+    def release(self, name: str) -> None:
+        """Leaves the output of a file to the caller, who has its event."""
+        self._written.pop(name, None)
+
+    def close(self) -> None:
+        """Discards the outputs that nobody has taken; no call may be under way."""
+        for name in list(self._written):
+            self._discard(name)
 
     def of(self, files: Iterable[InputFile]) -> Iterator[Callable[[], Event]]:
         """Calls for all files; each gives an event and raises nothing that is foreseen."""
@@ -131,6 +108,8 @@ class Requests:
                 yield _constant(Event(file, error=problem))
             elif self._plan.splits:
                 yield from self._split(file, content_type)
+            elif self._plan.holds_bodies and can_cut(content_type, self._accept(content_type)):
+                yield from self._cut(file, content_type)
             else:
                 yield _guarded(file, partial(self._whole, file, content_type))
                 yield _constant(Event(file))
@@ -157,31 +136,91 @@ class Requests:
             yield _constant(Event(file, error=_reason(ex)))
 
     def _mini_batch(self, file: InputFile, content_type: str, batch: MiniBatch) -> Event:
+        with _placed(batch):
+            answered = self._answer(batch.data, content_type, whole=False, first=batch.first)
+        return Event(file, answered.reply, batch.records, answered.bad_records)
+
+    def _cut(self, file: InputFile, content_type: str) -> Iterator[Callable[[], Event]]:
+        """One request, or as many as the server's payload needs."""
+        accept = self._accept(content_type)
+
+        def ask(data: bytes) -> Answered:
+            return self._ask(Body(io.BytesIO(data), len(data)), content_type, accept)
+
+        cut = CutFile(content_type, ask)
         try:
-            reply = self._answer(batch.data, content_type, whole=False, first=batch.first)
+            with file.open(self._job.compression, self._on_bytes) as stream:
+                batches = pieces(stream, content_type, self._plan.max_bytes)
+                first, second = next(batches), next(batches, None)
+                if second is None:
+                    yield _guarded(file, lambda: _event(file, ask(first.data)))
+                else:
+                    for piece in chain((first, second), batches):
+                        if file.name in self.failed:
+                            return
+                        yield _guarded(file, partial(self._piece, file, cut, piece))
+            yield _constant(Event(file))
         except (ServeError, OSError) as ex:
-            last = batch.first + max(batch.records, 1) - 1
-            raise ServeError(f"records {batch.first} to {last}: {_reason(ex)}") from ex
-        return Event(file, reply, batch.records)
+            yield _constant(Event(file, error=_reason(ex)))
+
+    def _piece(self, file: InputFile, cut: CutFile, piece: MiniBatch) -> Event:
+        with _placed(piece):
+            answered = cut.answer(piece)
+        return replace(_event(file, answered), starts_line=has_lines(answered.reply.media_type))
 
     def _whole(self, file: InputFile, content_type: str) -> Event:
+        try:
+            return self._ask_whole(file, content_type)
+        except BaseException:
+            self._discard(file.name)
+            raise
+
+    def _ask_whole(self, file: InputFile, content_type: str) -> Event:
         compressed = file.is_compressed(self._job.compression)
         with (
             file.open(self._job.compression, self._on_bytes) as stream,
             plain_file(stream, compressed=compressed) as (plain, length),
         ):
-            limit = self._plan.max_bytes
+            limit = self._plan.max_bytes if self._job.platform else 0
             if limit and length > limit:
                 raise PayloadTooLarge(
                     f"the file has {length} bytes, a request at most {limit} (MaxPayloadInMB): "
                     f"split it (--split-type line), or allow more (--max-payload-mb, 0 for any size)"
                 )
             if self._job.processing.active:
-                reply = self._answer(plain.read(), content_type, whole=True, first=1)
-                return Event(file, reply, _lines(reply) or 1)
-            sent = -1 if self._sends_chunks else length
-            reply, rows = self._target(Body(plain, sent), content_type, self._accept(content_type))
-        return Event(file, reply, rows if self._target.counts_rows else _lines(reply) or 1)
+                return _event(file, self._answer(plain.read(), content_type, whole=True, first=1))
+            return self._stream(file, Body(plain, -1 if self._sends_chunks else length), content_type)
+
+    def _stream(self, file: InputFile, body: Body, content_type: str) -> Event:
+        """The answer to a file, in its output as far as the target writes it there."""
+        try:
+            output = self._written[file.name] = OutputFile(self._output.place(file.name))
+        except OSError as ex:
+            raise _unwritable(ex) from ex
+        try:
+            answered = self._ask(body, content_type, self._accept(content_type), output.sink)
+        except Exception as ex:
+            if output.problem is not None:
+                raise _unwritable(output.problem) from ex
+            raise
+        return replace(_event(file, answered), output=output)
+
+    def _ask(
+        self, body: Body, content_type: str, accept: str | None, sink: BinaryIO | None = None
+    ) -> Answered:
+        """The target's answer, with all that can be counted in it."""
+        answered = self._target(body, content_type, accept, sink)
+        if self._target.counts_rows:
+            return answered
+        reply = answered.reply
+        bad = count_placeholders(reply) if self._job.record_errors == "placeholder" else 0
+        return Answered(reply, count_records(reply) or 1, bad)
+
+    def _discard(self, name: str) -> None:
+        output = self._written.pop(name, None)
+        if output is not None:
+            with suppress(OSError):
+                output.discard()
 
     @property
     def _sends_chunks(self) -> bool:
@@ -195,16 +234,17 @@ class Requests:
         name = content_type.partition(";")[0].strip().lower()
         return name if name in _MIRRORED else None
 
-    def _answer(self, data: bytes, content_type: str, *, whole: bool, first: int) -> Reply:
+    def _answer(self, data: bytes, content_type: str, *, whole: bool, first: int) -> Answered:
         """The answer to records in memory, with the job's filters and join."""
         processing = self._job.processing
         body = processing.request(data, content_type, whole=whole, first=first)
-        reply, _ = self._target(Body(io.BytesIO(body), len(body)), content_type, self._accept(content_type))
+        answered = self._ask(Body(io.BytesIO(body), len(body)), content_type, self._accept(content_type))
         if processing.output_filter.is_root and not processing.join:
-            return reply
-        answer = _content(reply)
-        kept = processing.answer(data, answer, self._job.accept or reply.media_type, whole=whole, first=first)
-        return Reply(reply.media_type, kept, len(kept))
+            return answered
+        media_type = answered.reply.media_type
+        answer = _content(answered.reply)
+        kept = processing.answer(data, answer, self._job.accept or media_type, whole=whole, first=first)
+        return replace(answered, reply=Reply(media_type, kept, len(kept)))
 
 
 def _guarded(file: InputFile, call: Callable[[], Event]) -> Callable[[], Event]:
@@ -234,15 +274,19 @@ def _content(reply: Reply) -> bytes:
         return file.read()
 
 
-def _lines(reply: Reply) -> int:
-    """Lines of an answer in a format of lines, else 0."""
-    if reply.media_type.partition(";")[0].strip().lower() not in _LINE_TYPES:
-        return 0
-    if isinstance(reply.content, bytes):
-        return reply.content.count(b"\n")
-    file: BinaryIO = reply.content
-    lines = 0
-    while chunk := file.read(_COUNT_BYTES):
-        lines += chunk.count(b"\n")
-    file.seek(0)
-    return lines
+def _event(file: InputFile, answered: Answered) -> Event:
+    return Event(file, answered.reply, answered.rows, answered.bad_records)
+
+
+@contextmanager
+def _placed(batch: MiniBatch) -> Iterator[None]:
+    """Says in errors which records of the file they are about."""
+    try:
+        yield
+    except (ServeError, OSError) as ex:
+        last = batch.first + max(batch.records, 1) - 1
+        raise ServeError(f"records {batch.first} to {last}: {_reason(ex)}") from ex
+
+
+def _unwritable(ex: OSError) -> ServeError:
+    return ServeError(f"cannot write the output: {ex.strerror or ex}")

@@ -31,30 +31,22 @@ at their word where they cannot differ from it: on any doubt or error of theirs 
 chunk again, and so every error names its line, column and value.
 """
 
-import math
-import re
 from collections.abc import Iterable, Iterator
 from itertools import chain
-from typing import Any, BinaryIO, TypeAlias
-
-import numpy as np
-import numpy.typing as npt
-import orjson
+from typing import BinaryIO
 
 from onnx_serve.codecs.csv_header import read_header
-from onnx_serve.codecs.csv_parsers import parse
-from onnx_serve.codecs.csv_records import BOM, first_width, locate, record_ends, whole_records
-from onnx_serve.codecs.csv_table import make_table
-from onnx_serve.codecs.interface import Answer, Body, Codec, CodecOptions, Document, MediaType
-from onnx_serve.errors import DecodeError, EncodeError, quote
-from onnx_serve.tensors import DataType, MapTable, Signature, Tensors, Value, Values
+from onnx_serve.codecs.csv_lines import LineWriter
+from onnx_serve.codecs.csv_parsers import parse, parse_each, parse_exactly
+from onnx_serve.codecs.csv_records import BOM, first_width, locate, record_end, whole_records
+from onnx_serve.codecs.csv_table import Table, make_table
+from onnx_serve.codecs.interface import Answer, BadRecord, Body, Codec, CodecOptions, Document, MediaType
+from onnx_serve.errors import DecodeError, quote
+from onnx_serve.tensors import Signature, Tensors
 
 __all__ = ["codec", "decode", "encode"]
 
-Array: TypeAlias = npt.NDArray[Any]
-
 _CHARSETS = {"utf-8", "utf8", "us-ascii", "ascii"}
-_NEEDS_QUOTES = re.compile(r'[",\r\n]|\A[ \t]|[ \t]\Z|\A\Z')
 
 
 def decode(
@@ -76,37 +68,80 @@ def decode(
         raise DecodeError(f"expected header=present or header=absent, got {quote(header)}")
     header = options.csv_header if header is None else header.lower()
     chunks = whole_records(_pieces(body, options.chunk_bytes))
-    yield Document(_blocks(chunks, header, signature, batch=options.batch))
+    yield Document(_blocks(chunks, header, signature, options))
 
 
-def _blocks(chunks: Iterator[bytes], header: str, signature: Signature, *, batch: bool) -> Iterator[Tensors]:
+def _blocks(
+    chunks: Iterator[bytes], header: str, signature: Signature, options: CodecOptions
+) -> Iterator[Tensors]:
     first = next(chunks, None)
     if first is None:
         return
-    table, first, line = read_header(first, header, signature, batch=batch)
+    marks = options.marks_errors
+    table, first, line = read_header(first, header, signature, batch=options.batch, marks_errors=marks)
     for chunk in chain((first,), chunks):
+        if table is None and signature.has_rows:
+            table = _first_table(chunk, signature, line)
         if table is None:
-            yield from _free_runs(chunk, signature, line)
-        elif signature.has_rows:
-            if chunk:
-                yield parse(chunk, table, line)
+            yield from _own_tables(chunk, signature, line, marks_errors=marks)
         elif chunk:
-            runs = parse(chunk, table, line)
-            rows = len(next(iter(runs.values())))
-            yield from ({name: array[row, ...] for name, array in runs.items()} for row in range(rows))
+            for block in _parse(chunk, table, line, marks_errors=marks):
+                yield from (block,) if signature.has_rows else _runs(block)
         line += chunk.count(b"\n")
 
 
-def _free_runs(chunk: bytes, signature: Signature, line: int) -> Iterator[Tensors]:
-    """One block a line, each with a table of its own: without rows, lines need not be equally long."""
-    found = record_ends(chunk)
-    ends = [*(() if found is None else found.tolist()), len(chunk)]
-    for start, end in zip([0, *ends], ends, strict=False):
-        if record := chunk[start:end]:
-            table = locate(make_table, signature, first_width(record, line), line=line)
-            block = parse(record, table, line)
+def _parse(chunk: bytes, table: Table, line: int, *, marks_errors: bool) -> Iterable[Tensors]:
+    try:
+        return (parse(chunk, table, line),)
+    except DecodeError:
+        if not marks_errors:
+            raise
+        return parse_each(chunk, table, line)
+
+
+def _runs(block: Tensors) -> Iterator[Tensors]:
+    """Rows as runs of a model without rows."""
+    if isinstance(block, BadRecord):
+        yield block
+    else:
+        rows = len(next(iter(block.values())))
+        yield from ({name: array[row, ...] for name, array in block.items()} for row in range(rows))
+
+
+def _lines(chunk: bytes, line: int) -> Iterator[tuple[bytes, int]]:
+    """Each record of a chunk, good or bad, and its line."""
+    start = 0
+    while start < len(chunk):
+        end = record_end(chunk, start)
+        yield chunk[start:end], line
+        line += chunk.count(b"\n", start, end)
+        start = end
+
+
+def _first_table(chunk: bytes, signature: Signature, line: int) -> Table | None:
+    """The table of the first good record, or None when there is none: what is bad sets no width for the others."""
+    for record, place in _lines(chunk, line):
+        try:
+            table = make_table(signature, first_width(record, place))
+            parse_exactly(record, table, place)
+        except DecodeError:
+            continue
+        return table
+    return None
+
+
+def _own_tables(chunk: bytes, signature: Signature, line: int, *, marks_errors: bool) -> Iterator[Tensors]:
+    """A block a line, each with a table of its own: without rows, lines need not be equally long."""
+    for record, place in _lines(chunk, line):
+        try:
+            table = locate(make_table, signature, first_width(record, place), line=place)
+            block = parse(record, table, place)
+        except DecodeError as ex:
+            if not marks_errors:
+                raise
+            yield BadRecord(str(ex))
+        else:
             yield {name: array[0, ...] for name, array in block.items()}
-            line += record.count(b"\n")
 
 
 def _pieces(body: Body, chunk_bytes: int) -> Iterator[bytes]:
@@ -128,94 +163,20 @@ def encode(
 
     Floats are the shortest decimals that read back to the same float32 or float64 (float16 is written as
     float32), ``nan``, ``inf`` or ``-inf``; booleans are ``true`` and ``false``; strings are quoted where RFC 4180
-    asks for it, when blanks surround them, and when they are empty, so that no line is blank.
+    asks for it, when blanks surround them, and when they are empty, so that no line is blank. A bad record is
+    the word ``ERROR`` in every column.
 
     Raises:
         EncodeError: An output is no table: a sequence, a map, an optional without value, or no values.
     """
-    separator = b""
+    lines = LineWriter(sink, signature)
     for answer in answers:
         for block in answer.blocks:
-            if text := _encode_block(block, signature):
-                sink.write(separator)
-                sink.write(text)
-                separator = b"\n"
-    if options.text_trailing_newline:
-        sink.write(separator)
+            if isinstance(block, BadRecord):
+                lines.write_error()
+            else:
+                lines.write(block)
+    lines.end(newline=options.text_trailing_newline)
 
 
-def _encode_block(block: Values, signature: Signature) -> bytes:
-    """The lines of a block, without the last newline."""
-    matrices = [_matrix(name, value, has_rows=signature.has_rows) for name, value in block.items()]
-    if len({len(matrix) for matrix in matrices}) > 1:
-        sizes = ", ".join(f"{quote(name)} {len(m)}" for name, m in zip(block, matrices, strict=True))
-        raise EncodeError(
-            f"text/csv cannot hold outputs of different numbers of rows ({sizes}); application/jsonlines can"
-        )
-    if matrices and not len(matrices[0]):
-        return b""
-    matrices = [matrix for matrix in matrices if matrix.shape[1]]
-    if not matrices:
-        raise EncodeError("text/csv cannot hold records without values; application/jsonlines can")
-    if len(matrices) > 1 and len({m.dtype for m in matrices}) == 1 and matrices[0].dtype.kind in "fiub":
-        matrices = [np.concatenate(matrices, axis=1)]
-    if len(matrices) == 1 and matrices[0].dtype.kind in "fiub":
-        return _number_lines(matrices[0])
-    columns = [
-        _number_lines(matrix).split(b"\n") if matrix.dtype.kind in "fiub" else _string_lines(matrix)
-        for matrix in matrices
-    ]
-    return b"\n".join(columns[0] if len(columns) == 1 else map(b",".join, zip(*columns, strict=True)))
-
-
-def _matrix(name: str, value: Value, *, has_rows: bool) -> Array:
-    """An output as ``[rows, values of a record]``."""
-    array = value.values if isinstance(value, MapTable) else value
-    if not isinstance(array, np.ndarray):
-        kind = "no value" if array is None else "a sequence" if isinstance(array, list) else "a map"
-        raise EncodeError(f"text/csv cannot hold output {quote(name)}, {kind}; application/jsonlines can")
-    if DataType.of_array(array) is None:
-        raise EncodeError(f"text/csv cannot hold output {quote(name)} of type {array.dtype}")
-    if not has_rows:
-        return array.reshape(1, array.size)
-    if not array.ndim:
-        raise EncodeError(f"text/csv cannot hold output {quote(name)}, one value for all rows")
-    return array.reshape(len(array), math.prod(array.shape[1:]))
-
-
-def _number_lines(matrix: Array) -> bytes:
-    native = np.ascontiguousarray(matrix, matrix.dtype.newbyteorder("="))
-    text = orjson.dumps(native, option=orjson.OPT_SERIALIZE_NUMPY)[2:-2].replace(b"],[", b"\n")
-    if matrix.dtype.kind != "f" or b"null" not in text:
-        return text
-    # JSON has no word for these: its nulls stand where they are, in order.
-    pieces = text.split(b"null")
-    words = [
-        b"nan" if math.isnan(value) else b"inf" if value > 0 else b"-inf"
-        for value in native[~np.isfinite(native)].tolist()
-    ]
-    return b"".join(chain.from_iterable(zip(pieces, [*words, b""], strict=True)))
-
-
-def _string_lines(matrix: Array) -> list[bytes]:
-    cells = matrix.ravel().tolist()
-    # Labels repeat: each is quoted and encoded once.
-    quoted = {cell: _quoted(cell) for cell in set(cells)}
-    texts = [quoted[cell] for cell in cells]
-    width = matrix.shape[1]
-    return texts if width == 1 else [b",".join(row) for row in zip(*[iter(texts)] * width, strict=True)]
-
-
-def _quoted(cell: object) -> bytes:
-    text = cell.decode("utf-8", "surrogateescape") if isinstance(cell, bytes) else cell
-    if not isinstance(text, str):
-        raise EncodeError(f"text/csv: expected strings, got {quote(cell)}")
-    if _NEEDS_QUOTES.search(text):
-        text = '"' + text.replace('"', '""') + '"'
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        raise EncodeError(f"text/csv: the string {quote(cell)} has no form in UTF-8") from None
-
-
-codec = Codec(media_types=("text/csv",), decode=decode, encode=encode)
+codec = Codec(media_types=("text/csv",), decode=decode, encode=encode, marks_errors=True)

@@ -18,34 +18,53 @@ _MAX_HEADER_BYTES = 64 << 10
 
 
 def read_header(
-    chunk: bytes, header: str, signature: Signature, *, batch: bool
+    chunk: bytes, header: str, signature: Signature, *, batch: bool, marks_errors: bool = False
 ) -> tuple[Table | None, bytes, int]:
     """The table for the records, the first chunk without a line of names, and the line it starts at.
 
-    The table is None if every line has its own: a run without rows and with a free dimension.
+    The table is None if a line's columns decide it: every line's, for a run without rows and with a free
+    dimension; or the first good record's, where a bad first one is no reason to refuse the others.
 
     Args:
         chunk: The body's first records, not empty.
         header: ``auto``, ``present``, ``absent`` or ``skip``.
         signature: The model's.
         batch: Whether the body may be any mini-batch of a file, of which only the first has the header.
+        marks_errors: Whether a first line that is no header may be a bad record.
 
     Raises:
         DecodeError: There is a header where none may be, or the other way round; its names are wrong; or the
             model cannot be fed from CSV.
     """
     table = fixed_table(signature)
-    own_tables = table is None and not signature.has_rows
+    is_fixed = table is not None
     if table is None:
-        table = locate(make_table, signature, first_width(chunk), line=1)
+        try:
+            table = locate(make_table, signature, first_width(chunk), line=1)
+        except DecodeError:
+            if not marks_errors or header == "present":
+                raise
+            return None, chunk, 1
+    without_header = table if is_fixed or (signature.has_rows and not marks_errors) else None
     if header == "absent" or (header != "present" and not _looks_like_header(chunk, table)):
-        return None if own_tables else table, chunk, 1
+        return without_header, chunk, 1
     if header == "auto" and batch:
+        if marks_errors:
+            return without_header, chunk, 1
         raise DecodeError(
             "the first line looks like a header; Batch Transform sends it in the first mini-batch only: "
             'remove it from the input files, or set csv_header to "skip" to answer it with a placeholder row',
             line=1,
         )
+    return _after_header(
+        chunk, header, table, batch=batch, own_tables=not is_fixed and not signature.has_rows
+    )
+
+
+def _after_header(
+    chunk: bytes, header: str, table: Table, *, batch: bool, own_tables: bool
+) -> tuple[Table | None, bytes, int]:
+    """What ``read_header`` returns for a chunk that begins with names."""
     _, names, end = next(records(chunk, 1, _header_width(chunk, table)))
     if header == "skip":
         line = max(1, chunk.count(b"\n", 0, end))
@@ -61,7 +80,10 @@ def _looks_like_header(chunk: bytes, table: Table) -> bool:
     """Whether the inputs are all numeric and no cell of the first line reads as a number."""
     if any(field.spec.dtype is DataType.STRING for field in table.fields) or _NUMBER_IN_FRONT.match(chunk):
         return False
-    _, cells, _ = next(records(chunk, 1, _header_width(chunk, table)))
+    try:
+        _, cells, _ = next(records(chunk, 1, _header_width(chunk, table)))
+    except DecodeError:
+        return False  # a bad record, as its reader will say
     return _number_column(cells, table) is None
 
 

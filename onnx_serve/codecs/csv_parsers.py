@@ -1,7 +1,7 @@
 """Three ways from whole CSV records to a model's inputs, of which the exact one decides what they mean."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, TypeAlias
 
@@ -9,12 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_serve.codecs.csv_cells import NUMERIC_BYTES, READERS
-from onnx_serve.codecs.csv_records import count_records, locate, records
+from onnx_serve.codecs.csv_records import count_records, locate, read_record, record_end, records
 from onnx_serve.codecs.csv_table import Field, Table
+from onnx_serve.codecs.interface import BadRecord
 from onnx_serve.errors import DecodeError
 from onnx_serve.tensors import DataType, Tensors
 
-__all__ = ["parse", "parse_exactly", "parse_with_loadtxt"]
+__all__ = ["parse", "parse_each", "parse_exactly", "parse_with_loadtxt"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -106,10 +107,37 @@ def parse_exactly(chunk: bytes, table: Table, line: int) -> Tensors:
     step = max(1, _EXACT_CELLS // max(1, table.width))
     blocks: list[Tensors] = []
     while rows := [_read_cells(cells, readers, number) for number, cells, _ in islice(found, step)]:
-        blocks.append({field.spec.name: _to_array(rows, field) for field in table.fields})
+        blocks.append(_to_block(rows, table))
     if len(blocks) == 1:
         return blocks[0]
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+
+
+def parse_each(chunk: bytes, table: Table, line: int) -> Iterator[Tensors]:
+    """The inputs of a chunk, of which each record may be bad: blocks of the good ones, and a ``BadRecord`` a bad one.
+
+    After a line whose quotes are out of place, the next line is a record. The arguments are those of
+    ``parse_exactly``.
+    """
+    readers = [READERS[dtype] for dtype in table.dtypes()]
+    blank = table.is_text_column
+    step = max(1, _EXACT_CELLS // max(1, table.width))
+    rows: list[list[Any]] = []
+    start = 0
+    while start < len(chunk):
+        error = None
+        try:
+            cells, end = read_record(chunk, start, line, table.width, blank=blank)
+            rows.append(_read_cells(cells, readers, line))
+        except DecodeError as ex:
+            error, end = str(ex), record_end(chunk, start)
+        if rows and (error or len(rows) == step or end == len(chunk)):
+            yield _to_block(rows, table)
+            rows = []
+        if error:
+            yield BadRecord(error)
+        line += chunk.count(b"\n", start, end)
+        start = end
 
 
 def _read_cells(cells: list[str], readers: list[Callable[[str], Any]], line: int) -> list[Any]:
@@ -119,6 +147,10 @@ def _read_cells(cells: list[str], readers: list[Callable[[str], Any]], line: int
         # Once more to the cell that raised, with its place.
         located = enumerate(zip(readers, cells, strict=True), 1)
         return [locate(read, cell, line=line, column=column) for column, (read, cell) in located]
+
+
+def _to_block(rows: list[list[Any]], table: Table) -> Tensors:
+    return {field.spec.name: _to_array(rows, field) for field in table.fields}
 
 
 def _to_array(rows: list[list[Any]], field: Field) -> Array:

@@ -15,6 +15,8 @@ __all__ = [
     "first_width",
     "has_blank_line",
     "locate",
+    "read_record",
+    "record_end",
     "record_ends",
     "records",
     "whole_records",
@@ -22,6 +24,7 @@ __all__ = [
 
 BOM = b"\xef\xbb\xbf"
 _CELL = re.compile(rb'(?:"([^"]*+(?:""[^"]*+)*+)"|([^",\r\n]*+))(,|\r?\n|\r?\Z)')
+_OPEN_CELL = re.compile(rb'"[^"]*+(?:""[^"]*+)*+\Z')
 _BEFORE_QUOTE = np.frombuffer(b',\n"', np.uint8)
 _AFTER_QUOTE = np.frombuffer(b',\r\n"', np.uint8)
 # Bounds the memory for the places of quotes and newlines.
@@ -44,20 +47,39 @@ def records(
     """
     start = 0
     while start < len(chunk):
-        end = chunk.find(b"\n", start) + 1 or len(chunk)
-        row = chunk[start:end].removesuffix(b"\n").removesuffix(b"\r")
-        if b'"' in row:
-            cells, end = _quoted_cells(chunk, start, line, width)
-        else:
-            if not row and not blank and width is not None:
-                raise DecodeError(f"expected {_columns(width)}, got an empty line", line=line)
-            if b"\r" in row:
-                raise DecodeError("a carriage return inside a line", line=line)
-            _check_width(row.count(b",") + 1, width, line)
-            cells = _text(row, line).split(",")
+        cells, end = read_record(chunk, start, line, width, blank=blank)
         yield line, cells, end
         line += chunk.count(b"\n", start, end)
         start = end
+
+
+def read_record(
+    chunk: bytes, start: int, line: int, width: int | None, *, blank: bool
+) -> tuple[list[str], int]:
+    """The cells of the record that starts at an offset of a chunk, and its end; the rest as ``records``."""
+    end = chunk.find(b"\n", start) + 1 or len(chunk)
+    row = chunk[start:end].removesuffix(b"\n").removesuffix(b"\r")
+    if b'"' in row:
+        return _quoted_cells(chunk, start, line, width)
+    if not row and not blank and width is not None:
+        raise DecodeError(f"expected {_columns(width)}, got an empty line", line=line)
+    if b"\r" in row:
+        raise DecodeError("a carriage return inside a line", line=line)
+    _check_width(row.count(b",") + 1, width, line)
+    return _text(row, line).split(","), end
+
+
+def record_end(chunk: bytes, start: int) -> int:
+    """The end of any record, good or bad, that starts at an offset: of its line, if quotes are out of place."""
+    end = chunk.find(b"\n", start) + 1 or len(chunk)
+    if chunk.find(b'"', start, end) < 0:
+        return end
+    at = start
+    while match := _CELL.match(chunk, at):
+        at = match.end()
+        if match[3] != b",":
+            return at
+    return end
 
 
 def _quoted_cells(chunk: bytes, start: int, line: int, width: int | None) -> tuple[list[str], int]:
@@ -67,8 +89,11 @@ def _quoted_cells(chunk: bytes, start: int, line: int, width: int | None) -> tup
     while ending == b",":
         match = _CELL.match(chunk, at)
         if match is None:
-            is_open = chunk[at : at + 1] == b'"' and _CELL.match(chunk + b'"', at) is not None
-            problem = "a quoted cell has no end" if is_open else "a quote or carriage return is out of place"
+            problem = (
+                "a quoted cell has no end"
+                if _OPEN_CELL.match(chunk, at)
+                else "a quote or carriage return is out of place"
+            )
             raise DecodeError(problem, line=line + chunk.count(b"\n", start, at), column=count + 1)
         quoted, plain, ending = match.groups()
         count += 1

@@ -81,6 +81,7 @@ def fixed_table(signature: Signature) -> Table | None:
     Raises:
         DecodeError: The model cannot be fed from CSV.
     """
+    _check_inputs(signature)
     if any(signature.record_width(spec) is None for spec in signature.inputs):
         return None
     return make_table(signature, 0)
@@ -89,18 +90,12 @@ def fixed_table(signature: Signature) -> Table | None:
 def make_table(signature: Signature, columns: int) -> Table:
     """The table for lines of so many columns, which are of no matter if the model's records have one width.
 
+    ``fixed_table`` has been asked first: the model can be fed from CSV.
+
     Raises:
-        DecodeError: The model cannot be fed from CSV, or not from so many columns.
+        DecodeError: Not from so many columns.
     """
-    for spec in signature.inputs:
-        if not spec.is_tensor:
-            raise DecodeError(f'the model cannot be fed from CSV: "{spec.name}" is {spec}')
     widths = [signature.record_width(spec) for spec in signature.inputs]
-    free = [spec for spec, width in zip(signature.inputs, widths, strict=True) if width is None]
-    if len(free) > 1:
-        raise DecodeError(
-            f"the model cannot be fed from CSV: {name_list(spec.name for spec in free)} have free dimensions"
-        )
     fields, start = [], 0
     left = columns - sum(width for width in widths if width is not None)
     for spec, width in zip(signature.inputs, widths, strict=True):
@@ -111,13 +106,26 @@ def make_table(signature: Signature, columns: int) -> Table:
     return Table(tuple(fields), start, _uniform({field.spec.dtype for field in fields}))
 
 
+def _check_inputs(signature: Signature) -> None:
+    """Refuses a model whose records no line of cells can hold."""
+    for spec in signature.inputs:
+        if not spec.is_tensor:
+            raise DecodeError(f'the model cannot be fed from CSV: "{spec.name}" is {spec}')
+    free = [spec for spec in signature.inputs if signature.record_width(spec) is None]
+    if len(free) > 1:
+        raise DecodeError(
+            f"the model cannot be fed from CSV: {name_list(spec.name for spec in free)} have free dimensions"
+        )
+    for spec in free:
+        if sum(not isinstance(size, int) for size in signature.record_shape(spec)) > 1:
+            raise DecodeError(
+                f'the model cannot be fed from CSV: "{spec.name}" {spec} has several free dimensions'
+            )
+
+
 def _free_shape(spec: TensorSpec, signature: Signature, columns: int) -> tuple[int, ...]:
     """The shape of one record of an input with a free dimension, given its number of columns."""
     shape = signature.record_shape(spec)
-    if sum(not isinstance(size, int) for size in shape) > 1:
-        raise DecodeError(
-            f'the model cannot be fed from CSV: "{spec.name}" {spec} has several free dimensions'
-        )
     others = math.prod(size for size in shape if isinstance(size, int))
     if columns < 0 or not others or columns % others:
         raise DecodeError(

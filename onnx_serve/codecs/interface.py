@@ -1,13 +1,25 @@
 """What every codec takes and gives."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import BinaryIO, Literal, TypeAlias
+from typing import Any, BinaryIO, Literal, TypeAlias
 
+from onnx_serve.errors import DecodeError
 from onnx_serve.tensors import Signature, Tensors, Values
 
-__all__ = ["Answer", "Body", "Codec", "CodecOptions", "Document", "ImageOptions", "Layout", "MediaType"]
+__all__ = [
+    "Answer",
+    "BadRecord",
+    "Body",
+    "Codec",
+    "CodecOptions",
+    "Document",
+    "ImageOptions",
+    "Layout",
+    "MediaType",
+    "Place",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +42,12 @@ class Body:
     Attributes:
         stream: Read from its current position to its end, once.
         length: Bytes it holds.
+        gone: Tells whether whoever sent it has gone, so that nobody waits for an answer; None if that is not known.
     """
 
     stream: BinaryIO
     length: int
+    gone: Callable[[], bool] | None = None
 
     def read_all(self) -> bytes:
         """The whole body, for formats that cannot be cut."""
@@ -80,6 +94,25 @@ class Layout(Enum):
     OIP = "oip"
 
 
+Place: TypeAlias = Callable[[str, int], DecodeError]
+
+
+class BadRecord(dict[str, Any]):
+    """One record that has no answer, in place of a block: a block without tensors, which says why.
+
+    Codecs meet it only where ``CodecOptions.record_errors`` is ``placeholder``, and decoders need not make any.
+
+    Attributes:
+        error: What is wrong with the record and where, in one line.
+    """
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: str) -> None:
+        super().__init__()
+        self.error = error
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """One thing to be answered.
@@ -87,15 +120,22 @@ class Document:
     Attributes:
         blocks: Arrays by input name. With rows, dimension 0 counts the records of the block, any number but
             0 (no records: no block). Without rows, a block is what one run takes, and one record.
+            With the layout RECORDS, some may be a ``BadRecord``.
         layout: How the answer is laid out.
         request_id: The Open Inference Protocol's ``id``, echoed in the answer.
         outputs: Names of the outputs that an OIP answer holds, in its order; none for all of them.
+        sizes: How many records each document has, where several are joined, with the layout RECORDS, to be run
+            together; the answer shows nothing of that.
+        place: Makes an error of what is wrong with a record and the record's number, from 1, where only the model's
+            run shows it; None: the number says enough.
     """
 
     blocks: Iterable[Tensors]
     layout: Layout = Layout.RECORDS
     request_id: str | None = None
     outputs: tuple[str, ...] = ()
+    sizes: Sequence[int] = ()
+    place: Place | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +144,18 @@ class Answer:
 
     Attributes:
         blocks: Outputs by name in the signature's order, for each input block or piece of one, in order.
+            Some may be a ``BadRecord``, if the codec says that it marks them.
         layout: The document's.
         request_id: The document's.
         outputs: The document's.
+        sizes: The document's.
     """
 
     blocks: Iterable[Values]
     layout: Layout = Layout.RECORDS
     request_id: str | None = None
     outputs: tuple[str, ...] = ()
+    sizes: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +193,7 @@ class CodecOptions:
             or the bare words ``NaN`` and ``Infinity``.
         text_trailing_newline: Whether text answers end with a newline.
         chunk_bytes: Bytes of a record format that are decoded at once.
+        record_errors: Whether a bad record fails the request, or is answered by a placeholder.
         image: How the model wants its images; None for what follows from its input.
     """
 
@@ -158,8 +202,14 @@ class CodecOptions:
     csv_header: Literal["auto", "present", "absent", "skip"] = "auto"
     json_non_finite: Literal["string", "null", "literal"] = "string"
     text_trailing_newline: bool = True
-    chunk_bytes: int = 1 << 20
+    chunk_bytes: int = 512 << 10
+    record_errors: Literal["fail", "placeholder"] = "fail"
     image: ImageOptions | None = None
+
+    @property
+    def marks_errors(self) -> bool:
+        """Whether a bad record becomes a ``BadRecord`` where it stands."""
+        return self.record_errors == "placeholder"
 
 
 Decode: TypeAlias = Callable[[Body, MediaType, Signature, CodecOptions], Iterator[Document]]
@@ -178,6 +228,7 @@ class Codec:
         whole: Bytes of memory that a byte of body needs at the peak, for formats that cannot be cut into
             blocks; 0 for the others.
         mirrored: Whether a caller who sends this format and has no wish is answered in it.
+        marks_errors: Whether an answer has a place for what is wrong with a record: ``encode`` takes a ``BadRecord``.
     """
 
     media_types: tuple[str, ...]
@@ -185,3 +236,4 @@ class Codec:
     encode: Encode | None
     whole: float = 0
     mirrored: bool = False
+    marks_errors: bool = False

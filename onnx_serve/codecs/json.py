@@ -9,6 +9,9 @@ a record; a list of records; ``{"instances": [...]}``;           ``{"predictions
 ``{"inputs": [{"name", "shape", "datatype", "data"}]}``          ``{"outputs": [{...}]}``
 ===============================================================  ==================================
 
+With ``record_errors: placeholder``, a document that is none of these is one bad record; what is wrong with an envelope
+rather than with a record still fails the request.
+
 Where the shapes come from: TensorFlow Serving (https://www.tensorflow.org/tfx/serving/api_rest), MLflow
 (https://github.com/mlflow/mlflow/blob/master/mlflow/pyfunc/scoring_server/__init__.py), SageMaker's
 built-in algorithms (https://docs.aws.amazon.com/sagemaker/latest/dg/cdf-inference.html) and the Open
@@ -16,19 +19,20 @@ Inference Protocol (https://github.com/kserve/open-inference-protocol).
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
-from typing import BinaryIO
+from itertools import chain, islice
+from typing import Any, BinaryIO
 
 from onnx_serve.codecs import oip_json, records
 from onnx_serve.codecs.interface import Answer, Body, Codec, CodecOptions, Document, Layout, MediaType
 from onnx_serve.codecs.json_documents import read_document
 from onnx_serve.codecs.json_outputs import merge
 from onnx_serve.codecs.json_plain import read_plain
-from onnx_serve.codecs.json_syntax import BOM, check_charset, parse_sequence
+from onnx_serve.codecs.json_sequences import read_documents
+from onnx_serve.codecs.json_syntax import BOM, check_charset, parse_lines, parse_sequence
 from onnx_serve.codecs.json_text import join_records, text
 from onnx_serve.codecs.records import Grammar
 from onnx_serve.errors import DecodeError
-from onnx_serve.tensors import Signature, Tensors, Values
+from onnx_serve.tensors import Signature, Values
 
 __all__ = ["codec"]
 
@@ -41,9 +45,8 @@ def decode(
     Raises:
         DecodeError: The body is no JSON, or a document is none of the shapes; arises while iterating.
     """
-    del options
     check_charset(media_type)
-    model = records.grammar(signature)
+    model = records.grammar(signature, marks_errors=options.marks_errors)
     data = body.read_all().removeprefix(BOM)
     document = read_plain(data, model, signature)
     if document:
@@ -59,27 +62,18 @@ def exact(data: bytes, model: Grammar, signature: Signature) -> Iterator[Documen
         DecodeError: As ``decode``.
         MismatchError: Tensors of the Open Inference Protocol without rows are not what the model takes.
     """
-    values = parse_sequence(data)
-    for number, value in enumerate(values, 1):
-        try:
-            document = read_document(value, model, signature)
-            if len(values) > 1:
-                document = replace(document, blocks=_numbered(document.blocks, number))
-        except DecodeError as ex:
-            raise _in_document(ex, number, len(values)) from None
-        yield document
-
-
-def _numbered(blocks: Iterable[Tensors], number: int) -> Iterator[Tensors]:
+    values: Iterable[Any]
     try:
-        yield from blocks
+        values = parsed = parse_sequence(data)
+        several = len(parsed) > 1
     except DecodeError as ex:
-        raise _in_document(ex, number, number + 1) from None
-
-
-def _in_document(ex: DecodeError, number: int, documents: int) -> DecodeError:
-    """The error with the document's number, when there are several."""
-    return DecodeError(f"document {number}: {ex.problem}", record=ex.record) if documents > 1 else ex
+        if not model.marks_errors:
+            raise
+        values, several = parse_lines(data, ex), data.count(b"\n", 0, -1) > 0
+    if several:
+        yield from read_documents(values, model, signature)
+    else:
+        yield from (read_document(value, model, signature) for value in values)
 
 
 def encode(
@@ -97,7 +91,9 @@ def encode(
     del media_type
     lead = b""
     for answer in answers:
-        if answer.layout is Layout.RECORDS:
+        if answer.sizes:
+            _write_joined(answer, sink, lead, signature, options)
+        elif answer.layout is Layout.RECORDS:
             _write_predictions(answer, sink, lead, signature, options)
         else:
             wanted = oip_json.requested(signature, answer.outputs)
@@ -124,6 +120,18 @@ def _write_predictions(
     sink.write(opening + b"]}" if before is opening else b"]}")
 
 
+def _write_joined(
+    answer: Answer, sink: BinaryIO, lead: bytes, signature: Signature, options: CodecOptions
+) -> None:
+    """The answers to documents that are joined."""
+    blocks = (join_records(values, b"\n", signature, options) for values in answer.blocks)
+    # No JSON text has a newline but between its parts, and these have none there.
+    texts = chain.from_iterable(rows.split(b"\n") for rows in blocks if rows)
+    for size in answer.sizes:
+        sink.write(b'%b{"predictions":[%b]}' % (lead, b",".join(islice(texts, size))))
+        lead = b"\n"
+
+
 def _columns_text(outputs: Values, options: CodecOptions) -> bytes:
     return b'{"outputs":' + text(outputs, options) + b"}"
 
@@ -134,4 +142,5 @@ codec = Codec(
     encode=encode,
     # Measured worst case: integers of one digit, two bytes of body each, by way of Python values.
     whole=20.0,
+    marks_errors=True,
 )

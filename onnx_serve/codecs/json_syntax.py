@@ -4,17 +4,28 @@ Two parsers read a text: orjson, and Python's own where orjson refuses, for ``Na
 beyond the range of floats, and to say what is wrong and where.
 """
 
+import io
 import json
 import re
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
 import orjson
 
-from onnx_serve.codecs.interface import MediaType
+from onnx_serve.codecs.interface import BadRecord, MediaType
 from onnx_serve.errors import DecodeError, quote
 
-__all__ = ["BOM", "check_charset", "check_keys", "describe", "is_text", "parse", "parse_sequence"]
+__all__ = [
+    "BOM",
+    "check_charset",
+    "check_keys",
+    "describe",
+    "is_text",
+    "parse",
+    "parse_lines",
+    "parse_sequence",
+]
 
 BOM = b"\xef\xbb\xbf"
 # Digits that every 64-bit integer fits in.
@@ -73,6 +84,37 @@ def parse_sequence(data: bytes) -> list[Any]:
     if not values:
         raise DecodeError("expected a JSON document, got an empty body")
     return values
+
+
+def parse_lines(data: bytes, problem: DecodeError) -> Iterator[Any]:
+    """The values of lines that are JSON texts, and for the others a ``BadRecord`` in their places.
+
+    Args:
+        data: No sequence of JSON texts, but lines of which the first or the last is one; or one line.
+        problem: What is wrong with the sequence.
+
+    Raises:
+        DecodeError: The problem: nothing tells that a line is a document.
+    """
+    text = data.strip(b" \t\r\n")
+    first, _, rest = text.partition(b"\n")
+    last = rest[rest.rfind(b"\n") + 1 :]
+    if not text or (rest and not _is_sequence(first) and not _is_sequence(last)):
+        raise problem
+    for number, line in enumerate(io.BytesIO(data), 1):
+        if line := line.rstrip(b" \t\r\n"):
+            try:
+                yield from _scan(line)
+            except DecodeError as ex:
+                yield BadRecord(str(DecodeError(ex.problem, line=number, column=ex.column)))
+
+
+def _is_sequence(text: bytes) -> bool:
+    try:
+        _scan(text)
+    except DecodeError:
+        return False
+    return True
 
 
 def _scan(data: bytes) -> list[Any]:

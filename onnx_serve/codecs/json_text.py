@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from onnx_serve.codecs.interface import CodecOptions
+from onnx_serve.codecs.interface import BadRecord, CodecOptions
 from onnx_serve.errors import EncodeError
 from onnx_serve.tensors import MapTable, Signature, Value, Values
 
@@ -37,7 +37,7 @@ def join_records(values: Values, separator: bytes, signature: Signature, options
     """The JSON texts of a block's records, one after the other.
 
     Args:
-        values: Outputs by name.
+        values: Outputs by name, or a bad record, which is the object ``{"error": "..."}``.
         separator: A comma or a newline.
         signature: The model's; without rows, the block is one record.
         options: For numbers that are not finite.
@@ -45,6 +45,9 @@ def join_records(values: Values, separator: bytes, signature: Signature, options
     Raises:
         EncodeError: An output has no form in JSON.
     """
+    if isinstance(values, BadRecord):
+        # Half a surrogate pair, which a JSON text may hold and an error may quote, has no form in UTF-8.
+        return _dump({"error": values.error.encode(errors="replace").decode()})
     names = [spec.name for spec in signature.outputs]
     if len(names) == 1 and signature.has_rows:
         value = values[names[0]]

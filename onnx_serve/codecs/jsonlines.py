@@ -8,11 +8,12 @@ import numpy.typing as npt
 import simdjson
 
 from onnx_serve.codecs import records
-from onnx_serve.codecs.interface import Answer, Body, Codec, CodecOptions, Document, MediaType
+from onnx_serve.codecs.interface import Answer, BadRecord, Body, Codec, CodecOptions, Document, MediaType
 from onnx_serve.codecs.json_numbers import regular
 from onnx_serve.codecs.json_syntax import BOM, check_charset, parse
 from onnx_serve.codecs.json_text import join_records
 from onnx_serve.codecs.json_values import Field, Irregular
+from onnx_serve.codecs.record_blocks import at_line, blocks
 from onnx_serve.codecs.records import Grammar
 from onnx_serve.errors import DecodeError
 from onnx_serve.tensors import Signature, Tensors
@@ -23,6 +24,8 @@ Array: TypeAlias = npt.NDArray[Any]
 
 # Below this one line is parsed faster by itself than with the proof.
 _WORTHWHILE = 4096
+# Bounds the memory for what is wrong with lines.
+_MARKED_LINES = 4096
 
 
 def decode(
@@ -34,7 +37,8 @@ def decode(
         DecodeError: A line is no record of the model; the message names it. Arises while iterating.
     """
     check_charset(media_type)
-    yield Document(_blocks(body, records.grammar(signature), options.chunk_bytes))
+    model = records.grammar(signature, marks_errors=options.marks_errors)
+    yield Document(_blocks(body, model, options.chunk_bytes), place=at_line)
 
 
 def _blocks(body: Body, model: Grammar, chunk_bytes: int) -> Iterator[Tensors]:
@@ -61,8 +65,31 @@ def exact(lines: bytes, model: Grammar, first: int) -> Iterator[Tensors]:
     Raises:
         DecodeError: A line is no record of the model; the message names it.
     """
-    values = [_parse_line(line, first + i) for i, line in enumerate(lines.removesuffix(b"\n").split(b"\n"))]
-    return records.blocks(values, model, "line", first)
+    texts = lines.removesuffix(b"\n").split(b"\n")
+    try:
+        values = [_parse_line(text, number) for number, text in enumerate(texts, first)]
+    except DecodeError:
+        if not model.marks_errors:
+            raise
+        return _marked(texts, model, first)
+    return blocks(values, model, at_line, first)
+
+
+def _marked(texts: list[bytes], model: Grammar, first: int) -> Iterator[Tensors]:
+    """The records of lines of which some are no JSON."""
+    for start in range(0, len(texts), _MARKED_LINES):
+        number = first + start
+        some = [
+            _try_line(text, place) for place, text in enumerate(texts[start : start + _MARKED_LINES], number)
+        ]
+        yield from blocks(some, model, at_line, number)
+
+
+def _try_line(text: bytes, number: int) -> Any:
+    try:
+        return _parse_line(text, number)
+    except DecodeError as ex:
+        return BadRecord(str(ex))
 
 
 def _parse_line(line: bytes, number: int) -> Any:
@@ -103,7 +130,7 @@ def uniform(lines: bytes, model: Grammar, field: Field) -> Array | None:
         shape = field.shape if depth == len(field.shape) else (field.width,)
         array, lists = regular(simdjson.Parser().parse(joined), shape, field.dtype)
         array = array.reshape(text.count(b"\n") + 1, *expected[field.name].shape[1:])
-    except (Irregular, DecodeError, ValueError, TypeError, RuntimeError):
+    except (Irregular, DecodeError, ValueError, TypeError, RuntimeError, LookupError):
         return None
     if joined.count(b"[") != lists:
         return None
@@ -169,4 +196,5 @@ codec = Codec(
     ),
     decode=decode,
     encode=encode,
+    marks_errors=True,
 )

@@ -8,6 +8,7 @@ Object arrays are pickles and are neither read nor written: strings travel as ``
 with UTF-8 too).
 """
 
+import io
 import math
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
@@ -53,7 +54,7 @@ def decode(
     """One document: the array as the model's only input, dimension 0 its records.
 
     Memory: about ``options.chunk_bytes`` for an array in C order, or one longer row; the whole body and such a
-    block for one in Fortran order.
+    block for one in Fortran order. None beside the body where it is in memory and its bytes are right as they are.
 
     Raises:
         DecodeError: The body is no ``.npy`` file that can be read, or the model has not one input.
@@ -81,7 +82,7 @@ def _read_rows(stream: BinaryIO, header: Header, rows: int) -> Iterator[Array]:
     """Blocks of that many rows; the last has what is left."""
     count, *record = header.shape
     if header.fortran_order:
-        data = read_exactly(stream, header.nbytes)
+        data = _next_bytes(stream, header.nbytes)
         _check_elements(data, header.dtype)
         whole: Array = np.ndarray(header.shape, header.dtype, data, order="F")
         for start in range(0, count, rows):
@@ -90,18 +91,30 @@ def _read_rows(stream: BinaryIO, header: Header, rows: int) -> Iterator[Array]:
         return
     for start in range(0, count, rows):
         shape = (min(rows, count - start), *record)
-        data = read_exactly(stream, header.dtype.itemsize * math.prod(shape))
+        data = _next_bytes(stream, header.dtype.itemsize * math.prod(shape))
         yield to_native(data, header, shape)
 
 
 def _whole(stream: BinaryIO, header: Header, name: str) -> Iterator[Tensors]:
-    yield {name: to_native(read_exactly(stream, header.nbytes), header, header.shape)}
+    yield {name: to_native(_next_bytes(stream, header.nbytes), header, header.shape)}
+
+
+def _next_bytes(stream: BinaryIO, size: int) -> bytes | memoryview:
+    """So many bytes of a stream; those of a body in memory are shared with it, not copied."""
+    if type(stream) is io.BytesIO:
+        start = stream.tell()
+        # The stream's own memory, not a copy of it, in CPython since 3.5: https://bugs.python.org/issue22003
+        data = memoryview(stream.getvalue())[start : start + size]
+        if len(data) == size:
+            stream.seek(start + size)
+            return data
+    return read_exactly(stream, size)
 
 
 def to_native(data: bytes | memoryview, header: Header, shape: tuple[int, ...], place: str = "") -> Array:
     """The array that these bytes are, in C order and this machine's byte order.
 
-    It shares the memory of ``data`` where the bytes are right as they are.
+    It shares the memory of ``data`` where the bytes are right as they are, and lie where elements may.
 
     Args:
         data: The elements of an array of that shape.
@@ -114,7 +127,8 @@ def to_native(data: bytes | memoryview, header: Header, shape: tuple[int, ...], 
     """
     _check_elements(data, header.dtype, place)
     array: Array = np.ndarray(shape, header.dtype, data, order="F" if header.fortran_order else "C")
-    return array.astype(header.dtype.newbyteorder("="), order="C", copy=False)
+    copied = not array.flags.aligned
+    return array.astype(header.dtype.newbyteorder("="), order="C", copy=copied)
 
 
 def _check_elements(data: bytes | memoryview, dtype: np.dtype[Any], place: str = "") -> None:

@@ -1,10 +1,8 @@
 """``application/x-npz``: arrays by name, a ZIP archive with one ``<name>.npy`` a member.
 
 In a request the names are the model's inputs; a model of one input takes an archive of one array of any
-name. ``scipy.sparse.save_npz``'s archives, which SageMaker's SparseMatrixSerializer sends, are read too: CSR, CSC,
-BSR and COO matrices become dense rows for the model's only input, a block at a time.
-https://docs.scipy.org/doc/scipy/reference/generated/scipy.sparse.save_npz.html
-An input with a default, or an optional one, may be missing.
+name. The archives of ``scipy.sparse.save_npz`` are read too (``sparse_matrix``): a matrix becomes dense rows for the
+model's only input, a block at a time. An input with a default, or an optional one, may be missing.
 In an answer the names are the outputs, but for an optional without value; maps (ZipMap) are ``<name>``, their values ``[N, K]``, and ``<name>.keys``.
 
 Nothing an archive declares is trusted: its directory may take 256 KiB and hold 1,000 members, which unpack to
@@ -22,10 +20,10 @@ from typing import IO, Any, BinaryIO, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from onnx_serve.codecs import npy
+from onnx_serve.codecs import npy, sparse_matrix
 from onnx_serve.codecs.interface import Answer, Body, Codec, CodecOptions, Document, Layout, MediaType
-from onnx_serve.errors import DecodeError, EncodeError, MismatchError, quote
-from onnx_serve.tensors import Signature, Tensors, TensorSpec, conform, format_shape
+from onnx_serve.errors import DecodeError, EncodeError, quote
+from onnx_serve.tensors import Signature, TensorSpec, conform
 
 __all__ = ["codec", "decode", "encode"]
 
@@ -39,8 +37,6 @@ _MAX_RATIO = 100
 _PIECE_BYTES = 1 << 20
 _ENCRYPTED = 0x1  # flag bit 0: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.4.4
 _DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that ZIP can say: equal answers are equal bytes
-
-_MAJOR_AXIS = {"csr": 0, "csc": 1, "bsr": 0}
 
 # What zipfile is seen to raise on damaged archives, besides its own BadZipFile.
 _DAMAGE = (
@@ -101,9 +97,9 @@ def decode(
     expected = {spec.name for spec in signature.inputs}
     required = {spec.name for spec in signature.inputs if not spec.is_optional}
     known = expected | {spec.name for spec in signature.defaults}
-    if not required <= members.keys() <= known and {"format", "shape", "data"} <= members.keys():
+    if not required <= members.keys() <= known and members.keys() >= sparse_matrix.MEMBERS:
         matrix = {name: _read(archive, info) for name, info in members.items()}
-        yield Document(_dense_blocks(matrix, signature, options, limit), Layout.COLUMNS)
+        yield Document(sparse_matrix.dense_blocks(matrix, signature, options, limit), Layout.COLUMNS)
         return
     if len(expected) == len(members) == 1 and not members.keys() <= known:
         members = dict(zip(expected, members.values(), strict=True))
@@ -235,111 +231,6 @@ def _read_into(member: IO[bytes], data: npt.NDArray[np.uint8], place: str) -> No
 
 def _place(info: zipfile.ZipInfo) -> str:
     return f"member {quote(info.filename)}: "
-
-
-def _dense_blocks(
-    matrix: dict[str, Array], signature: Signature, options: CodecOptions, limit: int
-) -> Iterator[Tensors]:
-    """The rows of a sparse matrix; without rows, all of it as one block."""
-    if len(signature.inputs) != 1:
-        raise DecodeError(
-            f"a sparse matrix is for a model's only input, and this model takes {signature.describe_inputs()}"
-        )
-    [spec] = signature.inputs
-    (height, width), row, column, values = _triplets(matrix)
-    given = (width,) if signature.has_rows else (height, width)
-    fixed = zip(signature.record_shape(spec), given, strict=False)
-    if len(spec.shape) != 2 or any(isinstance(size, int) and size != n for size, n in fixed):  # noqa: PLR2004 - a matrix
-        raise MismatchError(
-            f"input {quote(spec.name)}: expected {spec}, got a sparse matrix {format_shape((height, width))}"
-        )
-    row_bytes = max(1, width * values.itemsize)
-    step = max(1, options.chunk_bytes // row_bytes) if signature.has_rows else max(1, height)
-    if height * row_bytes > _MAX_UNPACKED or min(step, height) * row_bytes > max(limit, options.chunk_bytes):
-        raise DecodeError(
-            f"a sparse matrix {format_shape((height, width))} is too large to be made dense; send fewer rows a request"
-        )
-    for start in range(0, height if signature.has_rows else 1, step):
-        stop = min(start + step, height)
-        dense = np.zeros((stop - start, width), values.dtype)
-        first, last = np.searchsorted(row, (start, stop))
-        index = (row[first:last] - start) * width + column[first:last]
-        with np.errstate(over="ignore", invalid="ignore"):
-            # Entries of one place add up, as in SciPy.
-            np.add.at(dense.reshape(-1), index, values[first:last])
-        yield {spec.name: dense}
-
-
-def _triplets(matrix: dict[str, Array]) -> tuple[tuple[int, int], Array, Array, Array]:
-    """A sparse matrix as its shape, and the rows (ascending), columns and values of its entries."""
-    kind, shape = _sparse_format(matrix["format"]), _sparse_shape(matrix["shape"])
-    values = matrix["data"]
-    if values.dtype.kind not in "biuf" or values.ndim != (3 if kind == "bsr" else 1):
-        raise _malformed("data", "numbers")
-    if kind == "coo":
-        row, column = _indices(matrix, "row"), _indices(matrix, "col")
-    else:
-        major, minor, values = _uncompressed(matrix, kind, shape, values)
-        row, column = (minor, major) if kind == "csc" else (major, minor)
-    if not len(row) == len(column) == len(values):
-        raise _malformed("data", "one value an index")
-    if row.size:
-        if row.min() < 0 or row.max() >= shape[0] or column.min() < 0 or column.max() >= shape[1]:
-            raise DecodeError(f"sparse matrix: an index is outside the shape {format_shape(shape)}")
-        if (row[1:] < row[:-1]).any():
-            order = np.argsort(row, kind="stable")
-            row, column, values = row[order], column[order], values[order]
-    return shape, row.astype(np.int64, copy=False), column, values
-
-
-def _uncompressed(
-    matrix: dict[str, Array], kind: str, shape: tuple[int, int], values: Array
-) -> tuple[Array, Array, Array]:
-    """Entries of a compressed format: index along the compressed axis, along the other one, and value."""
-    height, width = values.shape[1:] if kind == "bsr" else (1, 1)
-    if not height or not width or shape[0] % height or shape[1] % width:
-        raise _malformed("data", "blocks that tile the matrix")
-    indptr, minor = _indices(matrix, "indptr"), _indices(matrix, "indices")
-    size = shape[_MAJOR_AXIS[kind]] // height
-    if len(indptr) != size + 1 or indptr[0] != 0 or (indptr[1:] < indptr[:-1]).any():
-        raise _malformed("indptr", f"{size + 1} ascending offsets from 0")
-    count = int(indptr[-1])
-    if count > len(minor) or len(minor) != len(values):
-        raise _malformed("indptr", "to end within indices, and one value an index")
-    major = np.repeat(np.arange(size), np.diff(indptr))
-    minor, values = minor[:count], values[:count]
-    if kind == "bsr":
-        at = (slice(None), np.newaxis, np.newaxis)
-        tiles = (major[at] * height + np.arange(height)[:, np.newaxis], minor[at] * width + np.arange(width))
-        major, minor = (np.broadcast_to(index, values.shape).reshape(-1) for index in tiles)
-        values = values.reshape(-1)
-    return major, minor, values
-
-
-def _indices(matrix: dict[str, Array], name: str) -> Array:
-    array = matrix.get(name)
-    if array is None or array.ndim != 1 or array.dtype not in (np.int32, np.int64):
-        raise _malformed(name, "a vector of int32 or int64")
-    return array
-
-
-def _sparse_format(array: Array) -> str:
-    word = array.item() if array.ndim == 0 else ""
-    text = word.decode("latin-1") if isinstance(word, bytes) else word
-    if text not in {"coo", *_MAJOR_AXIS}:
-        raise DecodeError(f"sparse matrix: expected the format csr, csc, bsr or coo, got {quote(text)}")
-    return str(text)
-
-
-def _sparse_shape(array: Array) -> tuple[int, int]:
-    if array.shape != (2,) or array.dtype.kind not in "iu" or (array < 0).any():
-        raise _malformed("shape", "two sizes")
-    height, width = array.tolist()
-    return height, width
-
-
-def _malformed(name: str, expected: str) -> DecodeError:
-    return DecodeError(f'sparse matrix: member "{name}.npy": expected {expected}')
 
 
 # The body, its arrays and their conforming copies.

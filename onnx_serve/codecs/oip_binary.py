@@ -37,6 +37,9 @@ _MAX_RANK = 64
 _MAX_SIZE = 1 << 40
 _SHOWN = 100
 
+# In the names of parameters that decide how tensors are read or written.
+_DECISIVE = (b"binary_data", b"shared_memory", b"classification")
+
 
 @dataclass(frozen=True, slots=True)
 class InferRequest:
@@ -75,7 +78,7 @@ def read_request(body: bytes, header_length: int | None, signature: Signature) -
     if not 0 < header_length <= len(body):
         raise DecodeError(f"expected a JSON header of {header_length} bytes, got a body of {len(body)}")
     header = body[:header_length]
-    if header_length == len(body) and (plain := _plain(header, signature)):
+    if header_length == len(body) and not _asks_for_more(header) and (plain := _plain(header, signature)):
         return plain
     request = parse(header)
     if not isinstance(request, dict) or not isinstance(request.get("inputs"), list):
@@ -144,6 +147,16 @@ def write_response(
     sink.write(header)
     sink.writelines(pieces)
     return len(header) if pieces else None
+
+
+def _asks_for_more(header: bytes) -> bool:
+    """Whether there may be parameters that decide how tensors are read or written.
+
+    A backslash may spell any of their names.
+    """
+    if b"\\" in header:
+        return True
+    return b"parameters" in header and any(word in header for word in _DECISIVE)
 
 
 def _plain(data: bytes, signature: Signature) -> InferRequest | None:

@@ -35,8 +35,8 @@ __all__ = ["read_plain", "read_request", "requested", "response_text"]
 Array: TypeAlias = npt.NDArray[Any]
 
 _REQUEST_KEYS = {"inputs", "id", "parameters", "outputs"}
-_PLAIN_KEYS = {"inputs", "id", "outputs"}
 _TENSOR_KEYS = {"name", "shape", "datatype", "data"}
+_PLAIN_TENSORS = (sorted(_TENSOR_KEYS), sorted({*_TENSOR_KEYS, "parameters"}))
 _OUTPUTS_SHOWN = 300
 
 
@@ -153,20 +153,21 @@ def read_plain(parsed: Any, body: bytes, signature: Signature) -> Document:
             ``read_request`` decides what that means.
     """
     keys = list(parsed)
-    if len(set(keys)) != len(keys) or not _PLAIN_KEYS.issuperset(keys):
+    if len(set(keys)) != len(keys) or not _REQUEST_KEYS.issuperset(keys):
         raise Irregular
     request_id = parsed["id"] if "id" in keys else None
     wanted = parsed["outputs"] if "outputs" in keys else None
     if not isinstance(request_id, str | None) or not isinstance(wanted, simdjson.Array | None):
         raise Irregular
     entries = list(parsed["inputs"])
-    # The list of inputs, a shape and flat data for each, that of outputs: no other list may be there.
+    # The list of inputs, a shape and flat data for each, that of outputs: no other list may be there, not in
+    # the parameters either, of which none is read.
     if body.count(b"[") != 1 + 2 * len(entries) + (wanted is not None):
         raise Irregular
     tensors: Feed = {}
     others = {spec.name for spec in signature.inputs if not spec.is_tensor}
     for entry in entries:
-        if sorted(entry) != sorted(_TENSOR_KEYS) or entry["name"] in tensors or entry["name"] in others:
+        if sorted(entry) not in _PLAIN_TENSORS or entry["name"] in tensors or entry["name"] in others:
             raise Irregular
         shape, data = entry["shape"], entry["data"]
         if not isinstance(shape, simdjson.Array) or not isinstance(data, simdjson.Array):

@@ -67,22 +67,25 @@ def decode(
 def _blocks(body: Body, signature: Signature, chunk_bytes: int) -> Iterator[Tensors]:
     held: list[Tensors] = []
     values = 0
+    pattern: regular.Pattern | None = None
     for run in frames.runs(body, chunk_bytes):
         done = 0
         while done < run.count:
-            start, number = run.start + done * run.step, run.number + done
-            rest = frames.Run(run.data, start, run.length, run.step, run.count - done, number)
-            packed = regular.find_packed(run.data, start, start + run.length)
-            count = regular.equal_records(rest, packed) if packed and signature.has_rows else 1
-            if packed and count >= _MIN_RUN:
+            rest = run.after(done)
+            count = 0
+            if signature.has_rows:
+                # Most often the records go on as those of the run before.
+                count = regular.equal_records(rest, pattern) if pattern else 0
+                if not count and (pattern := regular.find_pattern(rest)):
+                    count = regular.equal_records(rest, pattern)
+            if pattern and count >= _MIN_RUN:
                 yield from _joined(held)
                 held, values = [], 0
-                rest = frames.Run(run.data, start, run.length, run.step, count, number)
-                features = {part.name: Feature(regular.read(rest, part)) for part in packed}
-                yield assign(features, signature, number)
+                features = {part.name: Feature(regular.read(rest, part, count)) for part in pattern.packed}
+                yield assign(features, signature, rest.number)
             else:
                 count = 1
-                held.append(assign(_parse(run, start, number), signature, number))
+                held.append(assign(_parse(rest), signature, rest.number))
                 values += sum(array.size for array in held[-1].values())
             if values >= _BLOCK_VALUES or (held and not signature.has_rows):
                 yield from _joined(held) if signature.has_rows else _apart(held)
@@ -108,20 +111,20 @@ def _apart(records: list[Tensors]) -> Iterator[Tensors]:
         yield {name: array.reshape(array.shape[1:]) for name, array in record.items()}
 
 
-def _parse(run: frames.Run, start: int, number: int) -> dict[str, Feature]:
-    """The features of one record, by protobuf."""
+def _parse(run: frames.Run) -> dict[str, Feature]:
+    """The features of a run's first record, by protobuf."""
     from google.protobuf.message import DecodeError as ParseError  # noqa: PLC0415 - only if records are irregular
 
     try:
-        regular.check_size(run.data, start, start + run.length)
-        record = _messages()["Record"].FromString(run.data[start : start + run.length])
+        regular.check_size(run.data, run.start, run.start + run.length)
+        record = _messages()["Record"].FromString(run.data[run.start : run.start + run.length])
         features = {entry.key: _feature(entry.key, entry.value) for entry in record.features}
     except DecodeError as ex:
-        raise DecodeError(ex.problem, record=number) from None
+        raise DecodeError(ex.problem, record=run.number) from None
     except (ParseError, UnicodeDecodeError):
-        raise DecodeError("expected a protobuf message aialgs.data.Record", record=number) from None
+        raise DecodeError("expected a protobuf message aialgs.data.Record", record=run.number) from None
     if len(features) < len(record.features):
-        raise DecodeError("expected each feature once, got one twice", record=number)
+        raise DecodeError("expected each feature once, got one twice", record=run.number)
     return features
 
 
@@ -191,7 +194,8 @@ def _column(name: str, value: Value, *, has_rows: bool) -> Column:
     record = rows.shape[1:]
     flat = rows.reshape(len(rows), math.prod(record))
     if flat.dtype.kind == "f":
-        flat = flat.astype(np.float64 if flat.dtype.itemsize == 8 else np.float32, copy=False)  # noqa: PLR2004
+        with np.errstate(invalid="ignore"):  # a signalling NaN of float16
+            flat = flat.astype(np.float64 if flat.dtype.itemsize == 8 else np.float32, copy=False)  # noqa: PLR2004
     elif flat.dtype.kind in "biu":
         flat = _integers(name, flat)
     return Column(name, flat, record if len(record) > 1 else ())

@@ -42,6 +42,12 @@ def assign(features: Mapping[str, Feature], signature: Signature, number: int) -
             return _spread(features[_DEFAULT], signature)
     except DecodeError as ex:
         raise DecodeError(ex.problem, record=number) from None
+    if given := features.keys() & {spec.name for spec in signature.defaults}:
+        raise DecodeError(
+            f"expected no feature {quote(min(given))}: records take the model's default of that input, and "
+            f'the Open Inference Protocol, {{"inputs": {{...}}}} in JSON or NPZ can give another',
+            record=number,
+        )
     raise DecodeError(
         f"expected the features {_list(names)} or a lone {quote(_DEFAULT)}, "
         f"got {_list(list(features)) or 'none'}",

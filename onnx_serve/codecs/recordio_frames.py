@@ -6,6 +6,7 @@ was cut where the magic number occurs in it; the number itself is left out betwe
 https://github.com/dmlc/dmlc-core/blob/main/include/dmlc/recordio.h
 """
 
+import io
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -44,6 +45,11 @@ class Run:
     count: int
     number: int
 
+    def after(self, done: int) -> "Run":
+        """The records behind so many of them."""
+        start = self.start + done * self.step
+        return Run(self.data, start, self.length, self.step, self.count - done, self.number + done)
+
 
 def header(length: int) -> bytes:
     """What stands before a whole record of so many bytes."""
@@ -71,17 +77,17 @@ def runs(body: Body, chunk_bytes: int) -> Iterator[Run]:
     window = _Window(body, chunk_bytes)
     if not window.fill(1):
         return
-    if not (window.fill(4) and window.data.startswith(MAGIC)):
+    if not (window.fill(4) and window.data.startswith(MAGIC, window.pos)):
         if body.length > MAX_LENGTH:
             raise DecodeError(f"expected a record of less than 2^29 bytes, got {body.length}")
         window.fill(body.length)
-        yield Run(window.data, 0, len(window.data), 0, 1, 1)
+        yield Run(window.data, window.pos, len(window.data) - window.pos, 0, 1, 1)
         return
     number = 1
     while window.fill(1):
         flag, length = _read_header(window, number)
         if flag == _WHOLE:
-            run = _equal_frames(window, length, number)
+            run = _equal_frames(window, length, number, chunk_bytes)
             yield run
             number += run.count
         else:
@@ -91,7 +97,7 @@ def runs(body: Body, chunk_bytes: int) -> Iterator[Run]:
 
 
 class _Window:
-    """The part of a body that is in memory, from ``pos`` on not yet used."""
+    """The part of a body that is in memory, from ``pos`` on not yet used: all of it where the stream is."""
 
     def __init__(self, body: Body, chunk_bytes: int) -> None:
         self.data = b""
@@ -99,6 +105,9 @@ class _Window:
         self._stream = body.stream
         self._left = body.length
         self._chunk_bytes = chunk_bytes
+        if type(body.stream) is io.BytesIO:
+            # The stream's own memory, not a copy of it, in CPython since 3.5: https://bugs.python.org/issue22003
+            self.data, self.pos, self._left = body.stream.getvalue(), body.stream.tell(), 0
 
     def fill(self, size: int) -> bool:
         """Whether there are so many bytes left; if so, they are in ``data`` from ``pos`` on."""
@@ -108,7 +117,7 @@ class _Window:
         # A forged length must not reserve memory: nothing is read that the body does not hold.
         if size - held > self._left:
             return False
-        parts = [self.data[self.pos :]]
+        parts = [self.data[self.pos :]] if held else []
         missing = min(max(size, self._chunk_bytes) - held, self._left)
         while missing and (part := self._stream.read(missing)):
             parts.append(part)
@@ -141,14 +150,14 @@ def _read_header(window: _Window, number: int) -> tuple[int, int]:
     return flag, length
 
 
-def _equal_frames(window: _Window, length: int, number: int) -> Run:
-    """The frames in memory that have the same first 8 bytes as the one at ``pos``."""
+def _equal_frames(window: _Window, length: int, number: int, most_bytes: int) -> Run:
+    """The frames in memory, up to so many bytes, that have the same first 8 bytes as the one at ``pos``."""
     start, data = window.pos, window.data
     step = _HEADER.size + length + padding(length)
     first = data[start : start + _HEADER.size]
     count = 1
     if data[start + step : start + step + _HEADER.size] == first:
-        held = (len(data) - start) // step
+        held = max(1, min(most_bytes, len(data) - start) // step)
         words: npt.NDArray[np.uint64] = np.ndarray((held,), "<u8", data, start, (step,))
         equal = words == words[0]
         count = held if equal.all() else int(equal.argmin())

@@ -6,7 +6,7 @@ The first one is read by its wire format; how many follow that differ in those f
 Wire format: https://protobuf.dev/programming-guides/encoding/. The schema is in ``recordio``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -18,11 +18,22 @@ from onnx_serve.codecs.recordio_frames import Run
 from onnx_serve.errors import DecodeError
 from onnx_serve.protobuf_wire import LEN, ONCE, MalformedError, Message, wanted_fields
 
-__all__ = ["MAX_FEATURES", "Column", "Packed", "check_size", "encode", "equal_records", "find_packed", "read"]
+__all__ = [
+    "MAX_FEATURES",
+    "Column",
+    "Packed",
+    "Pattern",
+    "check_size",
+    "encode",
+    "equal_records",
+    "find_pattern",
+    "read",
+]
 
 Array: TypeAlias = npt.NDArray[Any]
 
 MAX_FEATURES = 10_000
+_NEAR = 4
 
 _RECORD: Message = {1: ("features", LEN), 2: ("label", LEN)}
 _ENTRY: Message = {1: ("key", ONCE), 2: ("value", ONCE)}
@@ -47,6 +58,31 @@ class Packed:
     start: int
     stop: int
     dtype: np.dtype[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """A record whose features are plain lists of packed floats.
+
+    Attributes:
+        data: Holds it.
+        start: Where it starts.
+        length: Its bytes.
+        packed: Its features, at least one, in their order in it.
+    """
+
+    data: bytes
+    start: int
+    length: int
+    packed: tuple[Packed, ...]
+
+    def fixed(self) -> Iterator[tuple[int, int]]:
+        """Offsets of the parts around the floats, in order: where each starts, and where it ends."""
+        start = 0
+        for part in self.packed:
+            yield start, part.start
+            start = part.stop
+        yield start, self.length
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,19 +114,21 @@ def check_size(data: bytes, start: int, stop: int) -> None:
         raise DecodeError(f"expected at most {MAX_FEATURES} features, got {count}")
 
 
-def find_packed(data: bytes, start: int, stop: int) -> list[Packed] | None:
-    """The features of a record if all of them are plain lists of packed floats, else None."""
+def find_pattern(run: Run) -> Pattern | None:
+    """What the first record of a run is like, if all its features are plain lists of packed floats."""
     found: list[Packed] = []
     try:
-        for field, entry, entry_stop in wanted_fields(data, start, stop, _RECORD):
+        for field, entry, entry_stop in wanted_fields(run.data, run.start, run.start + run.length, _RECORD):
             if field == "features":
-                packed = _packed_feature(data, entry, entry_stop, start)
+                packed = _packed_feature(run.data, entry, entry_stop, run.start)
                 if packed is None:
                     return None
                 found.append(packed)
     except (MalformedError, UnicodeDecodeError):
         return None
-    return found if len({packed.name for packed in found}) == len(found) > 0 else None
+    if not len({packed.name for packed in found}) == len(found) > 0:
+        return None
+    return Pattern(run.data, run.start, run.length, tuple(found))
 
 
 def _packed_feature(data: bytes, start: int, stop: int, record: int) -> Packed | None:
@@ -111,27 +149,44 @@ def _packed_feature(data: bytes, start: int, stop: int, record: int) -> Packed |
     return Packed(name, first - record, last - record, dtype)
 
 
-def equal_records(run: Run, packed: Sequence[Packed]) -> int:
-    """How many records of the run, from the first, are equal to it but for the floats."""
-    if run.count == 1:
-        return 1
+def equal_records(run: Run, pattern: Pattern) -> int:
+    """How many records of the run, from the first, are equal to the pattern but for the floats."""
+    if run.length != pattern.length:
+        return 0
+    # Where records differ often, looking far ahead of each would take quadratic time.
+    for near in range(min(run.count, _NEAR)):
+        if not _is_equal(run, near, pattern):
+            return near
     equal = np.ones(run.count, np.bool_)
-    start = 0
-    for stop, after in [*((part.start, part.stop) for part in packed), (run.length, 0)]:
-        while start < stop:
-            # Whole words, wherever they lie: eight bytes are compared at once.
-            size = next(size for size in (8, 4, 2, 1) if size <= stop - start)
-            words: Array = np.ndarray((run.count,), f"<u{size}", run.data, run.start + start, (run.step,))
-            equal &= words == words[0]
-            start += size
-        start = after
+    for start, stop in pattern.fixed():
+        for offset, size in _words(start, stop):
+            kind = np.dtype(f"<u{size}")
+            words: Array = np.ndarray((run.count,), kind, run.data, run.start + offset, (run.step,))
+            [word] = np.frombuffer(pattern.data, kind, 1, pattern.start + offset)
+            equal &= words == word
     return run.count if equal.all() else int(equal.argmin())
 
 
-def read(run: Run, part: Packed) -> Array:
-    """The floats of a feature in all records of the run, ``[run.count, K]``, in this machine's byte order."""
+def _is_equal(run: Run, index: int, pattern: Pattern) -> bool:
+    """Whether a record of the run is equal to the pattern."""
+    one, other = run.start + index * run.step, pattern.start
+    return all(
+        run.data[one + start : one + stop] == pattern.data[other + start : other + stop]
+        for start, stop in pattern.fixed()
+    )
+
+
+def _words(start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Offsets and sizes of words that cover some bytes: as few as can be, the last may overlap the one before."""
+    size = next(size for size in (8, 4, 2, 1) if size <= max(1, stop - start))
+    for offset in range(start, stop, size):
+        yield min(offset, stop - size), size
+
+
+def read(run: Run, part: Packed, count: int) -> Array:
+    """The floats of a feature in the first records of the run, ``[count, K]``, in this machine's byte order."""
     size = part.dtype.itemsize
-    shape = (run.count, (part.stop - part.start) // size)
+    shape = (count, (part.stop - part.start) // size)
     values: Array = np.ndarray(shape, part.dtype, run.data, run.start + part.start, (run.step, size))
     return np.array(values, part.dtype.newbyteorder("="))
 

@@ -1,4 +1,4 @@
-"""Records as JSON writes them: parsed values to blocks of rows, for documents and for lines.
+"""Records as JSON writes them, for documents and for lines; ``record_blocks`` makes arrays of them.
 
 One record is one row of a model with rows, else all tensors of one run. It is written as
 
@@ -9,27 +9,20 @@ One record is one row of a model with rows, else all tensors of one run. It is w
   ``shape``: https://docs.aws.amazon.com/sagemaker/latest/dg/cdf-inference.html
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import groupby
-from typing import Any, Literal, TypeAlias, cast
-
-import numpy as np
+from typing import Any, cast
 
 from onnx_serve.codecs.json_nested import read_value
 from onnx_serve.codecs.json_syntax import describe
-from onnx_serve.codecs.json_values import Field, Irregular, gather, only_index, tensor
+from onnx_serve.codecs.json_values import Field, tensor
 from onnx_serve.errors import DecodeError, quote
-from onnx_serve.tensors import Signature, Tensors, TensorSpec
+from onnx_serve.tensors import Signature, TensorSpec
 
-__all__ = ["Grammar", "blocks", "grammar"]
+__all__ = ["Grammar", "grammar"]
 
-Place: TypeAlias = Literal["record", "line"]
-
-# Values of one block: bounds what sparse records, written in a few bytes each, become in memory.
-_BLOCK_VALUES = 1 << 20
 _INPUTS_SHOWN = 300
 
 
@@ -45,6 +38,7 @@ class Grammar:
         width: Values that one record gives all inputs together, or None when an input's number is not known.
         has_rows: Whether several records are one set of tensors.
         inputs: The inputs in words, for messages.
+        marks_errors: Whether a bad record becomes a ``BadRecord`` instead of an error.
     """
 
     fields: tuple[Field, ...]
@@ -54,6 +48,7 @@ class Grammar:
     width: int | None
     has_rows: bool
     inputs: str
+    marks_errors: bool = False
 
     @property
     def only(self) -> Field | None:
@@ -192,8 +187,12 @@ class Grammar:
 
 
 @lru_cache(maxsize=64)
-def grammar(signature: Signature) -> Grammar:
+def grammar(signature: Signature, *, marks_errors: bool = False) -> Grammar:
     """How records of a model are written.
+
+    Args:
+        signature: The model's.
+        marks_errors: Whether a bad record becomes a ``BadRecord`` instead of an error.
 
     Raises:
         MismatchError: An input is of a type that is not supported.
@@ -209,6 +208,7 @@ def grammar(signature: Signature) -> Grammar:
         None if None in widths else sum(cast("list[int]", widths)),
         signature.has_rows,
         inputs if len(inputs) <= _INPUTS_SHOWN else f"{inputs[:_INPUTS_SHOWN]}...",
+        marks_errors,
     )
 
 
@@ -216,83 +216,3 @@ def _field(spec: TensorSpec, signature: Signature) -> Field:
     if not spec.is_tensor:
         return Field(spec.name, spec.dtype, (), None, spec.value_type)
     return Field(spec.name, spec.dtype, signature.record_shape(spec), signature.record_width(spec) or None)
-
-
-def blocks(records: Sequence[Any], model: Grammar, place: Place, first: int = 1) -> Iterator[Tensors]:
-    """Records as arrays by input name: a block for each run of records that share their free dimensions.
-
-    Args:
-        records: Parsed values.
-        model: How they are written.
-        place: What an error calls a record's place.
-        first: The number of the first record in errors.
-
-    Raises:
-        DecodeError: A record is not what the model takes; the message names its place, input and value.
-    """
-    if not model.has_rows and (model.optional or model.defaults or not model.are_tensors):
-        for number, record in enumerate(records, first):
-            yield _run(record, model, place, number)
-        return
-    step = max(1, _BLOCK_VALUES // (model.width or 1)) if model.has_rows else 1
-    for start in range(0, len(records), step):
-        some = records[start : start + step]
-        try:
-            block = _stack(some, model)
-        except (Irregular, DecodeError):
-            # Which record, and why; or all are good and differ in a free dimension.
-            alone = [_one(record, model, place, first + start + i) for i, record in enumerate(some)]
-            yield from _join(alone)
-        else:
-            yield block if model.has_rows else {name: only_index(array) for name, array in block.items()}
-
-
-def _stack(records: Sequence[Any], model: Grammar) -> Tensors:
-    """All records as one block, or Irregular or DecodeError when they form none."""
-    only = model.only
-    if only and only.shape and set(map(type, records)) == {list}:
-        return {only.name: gather(records, only.shape, only.dtype)}
-    columns = zip(*map(model.split, records), strict=True)
-    return {
-        field.name: gather(values, field.shape, field.dtype)
-        for field, values in zip(model.fields, columns, strict=True)
-    }
-
-
-def _run(record: Any, model: Grammar, place: Place, number: int) -> dict[str, Any]:
-    """The values of one run, for models whose inputs need not all be there, or are not all tensors."""
-    try:
-        if isinstance(record, dict) and model.fits(record.keys(), defaults=True):
-            return model.read(record)
-        first = model.fields[0] if len(model.fields) == 1 else None
-        if first and (not isinstance(record, dict) or first.is_map):
-            return model.read({first.name: record})
-        names = [field.name for field in model.fields]
-        return model.read(dict(zip(names, model.split(record), strict=True)))
-    except DecodeError as ex:
-        raise _placed(ex.problem, place, number) from None
-
-
-def _one(record: Any, model: Grammar, place: Place, number: int) -> Tensors:
-    try:
-        values = model.split(record)
-        return {
-            field.name: tensor(value, field)[None] for field, value in zip(model.fields, values, strict=True)
-        }
-    except DecodeError as ex:
-        raise _placed(ex.problem, place, number) from None
-
-
-def _join(alone: list[Tensors]) -> Iterator[Tensors]:
-    """Blocks of one record each, those of equal shapes that follow each other made one."""
-
-    def shapes(block: Tensors) -> list[tuple[int, ...]]:
-        return [array.shape for array in block.values()]
-
-    for _, run in groupby(alone, shapes):
-        same = list(run)
-        yield {name: np.concatenate([block[name] for block in same]) for name in same[0]}
-
-
-def _placed(problem: str, place: Place, number: int) -> DecodeError:
-    return DecodeError(problem, line=number) if place == "line" else DecodeError(problem, record=number)

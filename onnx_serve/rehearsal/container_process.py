@@ -117,9 +117,8 @@ def run_command(
         SettingsError: It cannot be started, or something listens there already.
     """
     _check_free(port)
-    told = {} if port == PORT else {"SAGEMAKER_BIND_TO_PORT": str(port)}
     own = {name: text for name, text in inherited.items() if not name.startswith("SAGEMAKER_")}
-    container = ContainerProcess(command, Address(_HOST, port), {**own, **told, **environment})
+    container = ContainerProcess(command, Address(_HOST, port), {**own, **_bound_to(port), **environment})
     try:
         yield container
     finally:
@@ -133,8 +132,11 @@ def docker_container(
     environment: Mapping[str, str],
     inherited: Mapping[str, str],
     options: Sequence[str] = (),
+    host_port: int | None = None,
 ) -> Iterator[ContainerProcess]:
     """Runs ``docker run IMAGE serve``, and ends the container with the block.
+
+    Its port 8080 is published at a free port of the loopback interface.
 
     Args:
         image: Its name.
@@ -142,14 +144,22 @@ def docker_container(
         environment: Variables of the job.
         inherited: The caller's own, for docker itself.
         options: More of ``docker run``'s.
+        host_port: Where it will listen in the host's own network; None for a network that docker makes.
 
     Raises:
-        SettingsError: There is no docker, or it has no daemon.
+        SettingsError: There is no docker, or it has no daemon, or something listens at the port already.
     """
     docker = _docker()
     name = f"onnx-serve-rehearsal-{secrets.token_hex(4)}"
-    port = _free_port()
-    command = [docker, "run", "--rm", "--name", name, "--publish", f"{_HOST}:{port}:{PORT}"]
+    command = [docker, "run", "--rm", "--name", name]
+    if host_port is None:
+        port = _free_port()
+        command += ["--publish", f"{_HOST}:{port}:{PORT}"]
+    else:
+        port = host_port
+        _check_free(port)
+        command += ["--network", "host"]
+        environment = {**_bound_to(port), **environment}
     for key, text in environment.items():
         command += ["--env", f"{key}={text}"]
     if model_dir is not None:
@@ -179,6 +189,11 @@ def _docker() -> str:
     if problem:
         raise SettingsError(f"--image: docker cannot be used ({problem}); use --command or --url")
     return docker
+
+
+def _bound_to(port: int) -> dict[str, str]:
+    """Tells a container to listen elsewhere than at 8080."""
+    return {} if port == PORT else {"SAGEMAKER_BIND_TO_PORT": str(port)}
 
 
 def _check_free(port: int) -> None:

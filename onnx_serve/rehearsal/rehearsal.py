@@ -17,8 +17,8 @@ from typing import BinaryIO, cast
 
 from onnx_serve.batch.input_files import InputFile
 from onnx_serve.batch.output_folder import OutputFolder
+from onnx_serve.batch.request_plan import Plan
 from onnx_serve.batch.transform_job import TransformJob
-from onnx_serve.batch.transform_requests import Plan
 from onnx_serve.codecs.interface import Body
 from onnx_serve.errors import PayloadTooLarge, RequestError, ServeError
 from onnx_serve.rehearsal.http_exchange import Address, Client, Exchange

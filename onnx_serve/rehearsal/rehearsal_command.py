@@ -13,15 +13,19 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from onnx_serve.batch.data_processing import DataProcessing
 from onnx_serve.batch.input_files import InputFile, find_inputs
-from onnx_serve.batch.json_path import ROOT, JsonPath, parse_path
+from onnx_serve.batch.job_options import (
+    add_format_options,
+    add_platform_options,
+    add_request_options,
+    read_job,
+)
 from onnx_serve.batch.output_folder import OutputFolder
-from onnx_serve.batch.transform_job import MAX_RETRIES, MAX_TIMEOUT_S, TransformJob
+from onnx_serve.batch.transform_job import TransformJob
 from onnx_serve.errors import SettingsError, quote
 
 if TYPE_CHECKING:
-    from onnx_serve.batch.transform_requests import Plan
+    from onnx_serve.batch.request_plan import Plan
     from onnx_serve.execution_parameters import ExecutionParameters
     from onnx_serve.rehearsal.container_process import ContainerProcess
     from onnx_serve.rehearsal.http_exchange import Address
@@ -36,7 +40,6 @@ _READY_S = 1800
 _PORT = 8080
 _MAX_VARIABLES = 16
 _MAX_VARIABLE_CHARS = 10240
-_STRATEGIES = {"multi": "MULTI_RECORD", "single": "SINGLE_RECORD", None: None}
 _EPILOG = """\
 examples:
   onnx-serve rehearse --image my-image:1 --model-dir model --input data --split-type line
@@ -77,8 +80,10 @@ def _add_container_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model-dir", metavar="DIR", type=Path, help="with --image: mounted as /opt/ml/model"
     )
+    parser.add_argument("--host-network", action="store_true",
+                        help="with --image: in this machine's own network, for a docker without another")  # fmt: skip
     parser.add_argument("--container-port", metavar="N", type=int, default=_PORT,
-                        help=f"with --command: where it will listen (default: {_PORT})")  # fmt: skip
+                        help=f"with --command or --host-network: where it will listen (default: {_PORT})")  # fmt: skip
     parser.add_argument(
         "--env", metavar="NAME=VALUE", action="append", default=[], help="the job's Environment"
     )
@@ -90,27 +95,9 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
     job = parser.add_argument_group("the job", "as in CreateTransformJob")
     job.add_argument("--input", metavar="INPUT", dest="inputs", nargs="+", required=True,
                      help="files, folders, or patterns (quoted)")  # fmt: skip
-    job.add_argument("--content-type", metavar="TYPE", help="of all inputs (default: by their suffixes)")
-    job.add_argument("--accept", metavar="TYPE", help="of the answers (default: none is asked for)")
-    job.add_argument("--compression", choices=("auto", "none", "gzip"), default="auto", help="of the inputs")
-    job.add_argument(
-        "--split-type", choices=("none", "line", "recordio"), default="none", help="what ends a record"
-    )
-    job.add_argument("--strategy", choices=("multi", "single"), help="records of a request")
-    job.add_argument(
-        "--max-payload-mb", metavar="N", type=int, help="of a request; 0 for any size, sent in chunks"
-    )
-    job.add_argument("--max-concurrent", metavar="N", type=int, help="requests at once")
-    job.add_argument("--assemble-with", choices=("none", "line"), default="none", help="what ends an answer")
-    job.add_argument("--input-filter", metavar="JSONPATH", help="what of a record is sent")
-    job.add_argument("--output-filter", metavar="JSONPATH", help="what of an answer is kept")
-    job.add_argument(
-        "--join-source", choices=("none", "input"), default="none", help="what is put before an answer"
-    )
-    job.add_argument("--timeout-s", metavar="N", type=int, default=600,
-                     help=f"of a request, 1 to {MAX_TIMEOUT_S} (default: 600)")  # fmt: skip
-    job.add_argument("--max-retries", metavar="N", type=int, default=MAX_RETRIES,
-                     help=f"of a request, 0 to {MAX_RETRIES} (default: {MAX_RETRIES})")  # fmt: skip
+    add_format_options(job, accept="none is asked for")
+    add_platform_options(job)
+    add_request_options(job)
 
 
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
@@ -164,7 +151,10 @@ def _rehearse(
     environment = {**_variables(options.env), **job.environment()}
     if options.image is not None:
         report = Report(f"docker run {options.image} serve", job)
-        running = containers.docker_container(options.image, options.model_dir, environment, environ)
+        running = containers.docker_container(
+            options.image, options.model_dir, environment, environ,
+            host_port=options.container_port if options.host_network else None,
+        )  # fmt: skip
     else:
         report = Report(options.container_command, job)
         running = containers.run_command(
@@ -210,7 +200,7 @@ def _play(
     output: OutputFolder | None,
 ) -> None:
     """The whole dialogue: until ready, the job, the trials."""
-    from onnx_serve.batch.transform_requests import Plan  # noqa: PLC0415
+    from onnx_serve.batch.request_plan import Plan  # noqa: PLC0415
     from onnx_serve.rehearsal import rehearsal_startup as startup  # noqa: PLC0415  NumPy comes with it
     from onnx_serve.rehearsal.rehearsal import Job  # noqa: PLC0415
 
@@ -281,33 +271,7 @@ def _show(report: "Report", options: argparse.Namespace) -> int:
 def _job(options: argparse.Namespace) -> TransformJob:
     if options.ready_timeout_s < 1:
         raise SettingsError(f"--ready-timeout-s: expected 1 or more, got {options.ready_timeout_s}")
-    job = TransformJob(
-        content_type=options.content_type,
-        accept=options.accept,
-        compression=options.compression,
-        platform=True,
-        split_type=options.split_type,
-        batch_strategy=_STRATEGIES[options.strategy],
-        max_payload_mb=options.max_payload_mb,
-        max_concurrent=options.max_concurrent,
-        assemble_with=options.assemble_with,
-        processing=DataProcessing(
-            _path("--input-filter", options.input_filter),
-            options.join_source == "input",
-            _path("--output-filter", options.output_filter),
-        ),
-        timeout_s=options.timeout_s,
-        max_retries=options.max_retries,
-    )
-    job.check()
-    return job
-
-
-def _path(option: str, text: str | None) -> JsonPath:
-    try:
-        return ROOT if text is None else parse_path(text)
-    except SettingsError as ex:
-        raise SettingsError(f"{option}: {ex}") from ex
+    return read_job(options, platform=True)
 
 
 def _words(command: str) -> list[str]:

@@ -7,8 +7,8 @@ from typing import BinaryIO
 
 from onnx_serve.batch.input_files import InputFile
 from onnx_serve.batch.mini_batches import MiniBatch, line_batches, recordio_batches
+from onnx_serve.batch.request_plan import Plan
 from onnx_serve.batch.transform_job import TransformJob
-from onnx_serve.batch.transform_requests import Plan
 from onnx_serve.errors import DecodeError, PayloadTooLarge
 
 __all__ = ["Streamed", "Work", "cut_file", "header_line"]

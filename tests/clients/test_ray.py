@@ -18,6 +18,7 @@ from onnx_serve.cli import main
 from onnx_serve.codecs.interface import Body
 from onnx_serve.machine import read_machine
 from onnx_serve.ray import OnnxPredictor, predict, transform_files
+from onnx_serve.ray.actors import ActorPool, actor_pool, machines
 from onnx_serve.repository import Repository
 from onnx_serve.settings import load_settings
 
@@ -117,7 +118,7 @@ def test_a_classifier_of_the_samples(tmp_path: Path) -> None:
     assert plain(collected(made)) == plain(in_process(SAMPLES / "iris-classifier", table))
 
 
-@pytest.mark.parametrize("kind", ["csv", "parquet"])
+@pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl", "npy"])
 def test_files_to_partitioned_files(tmp_path: Path, kind: str) -> None:
     generator = np.random.default_rng(3)
     onnx_models.linear(tmp_path / "model" / "m.onnx")
@@ -129,14 +130,48 @@ def test_files_to_partitioned_files(tmp_path: Path, kind: str) -> None:
         parts.append(part)
         if kind == "csv":
             np.savetxt(folder / f"{number}.csv", np.array(part.columns).T, "%.3f", ",")
+        elif kind == "jsonl":
+            rows = zip(*(column.to_pylist() for column in part.columns), strict=True)
+            (folder / f"{number}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        elif kind == "npy":
+            np.save(folder / f"{number}.npy", np.array(part.columns).T)
         else:
             pq.write_table(part, folder / f"{number}.parquet")
-    files = transform_files([folder], tmp_path / "out", tmp_path / "model", concurrency=2, batch_size=64)
+    written = transform_files([folder], tmp_path / "out", tmp_path / "model", concurrency=2, batch_size=64)
 
-    assert files == len(list((tmp_path / "out").glob("*.parquet"))) > 0
+    assert written.files == len(list((tmp_path / "out").glob("*.parquet"))) > 0
+    assert (written.rows, written.bad_records) == (300, 0)
     made = pq.read_table(tmp_path / "out")
     expected = in_process(tmp_path / "model", pa.concat_tables(parts))
     assert sorted(map(str, plain(made))) == sorted(map(str, plain(expected)))
+
+
+def test_without_a_choice_actors_are_what_the_cluster_holds(tmp_path: Path, pairs: pa.Table) -> None:
+    """Of the three CPUs here two, and one for reading and writing; batches by the engine's blocks."""
+    onnx_models.two_inputs(tmp_path / "m.onnx")
+    made = predict(data.from_arrow(pairs), tmp_path, settings={"block_rows": 10}, keep=["b"])
+
+    assert actor_pool(machines()) == ActorPool(1, 2, 0)
+    assert plain(collected(made).select(["sum", "twice"])) == plain(in_process(tmp_path, pairs))
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_bad_records_are_marked_where_they_stand(tmp_path: Path, kind: str) -> None:
+    onnx_models.lookup(tmp_path / "model" / "m.onnx")
+    records = [*range(10), 99, 3]
+    if kind == "parquet":
+        pq.write_table(pa.table({"i": records}), tmp_path / "a.parquet")
+    else:
+        (tmp_path / f"a.{kind}").write_text("".join(f"{record}\n" for record in records) + "x\n")
+    written = transform_files([tmp_path / f"a.{kind}"], tmp_path / "out", tmp_path / "model",
+                              settings={"record_errors": "placeholder"}, concurrency=1)  # fmt: skip
+
+    bad = 1 if kind == "parquet" else 2
+    assert (written.rows, written.bad_records) == (11 + bad, bad)
+    made = pq.read_table(tmp_path / "out")
+    assert sorted(filter(None, made["y"].to_pylist())) == sorted(
+        [2.0 * i, 2.0 * i + 1] for i in [*range(10), 3]
+    )
 
 
 def test_settings_and_slots_reach_the_actor(tmp_path: Path) -> None:
@@ -175,7 +210,9 @@ class TestCommand:
                      "--model-dir", str(tmp_path / "model"), "--keep", "f0"])  # fmt: skip
 
         assert code == 0
-        assert capsys.readouterr().out.startswith("2 files: ")
+        printed = capsys.readouterr().out
+        assert printed.startswith("2 files: ")
+        assert printed.endswith("; 3 rows\n")
         table = pa.table({f"f{i}": [float(i + 1 + 4 * row) for row in range(3)] for i in range(4)})
         made = pq.read_table(tmp_path / "out").sort_by("f0")
         assert made["y"].to_pylist() == in_process(tmp_path / "model", table)["y"].to_pylist()
@@ -190,3 +227,14 @@ class TestCommand:
 
         assert code == 1
         assert "expected 4 columns of single values" in capsys.readouterr().err
+
+    def test_bad_records_are_counted_and_are_the_exit_code(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        onnx_models.linear(tmp_path / "model" / "m.onnx")
+        (tmp_path / "a.jsonl").write_text("[1,2,3,4]\n[1,2]\n")
+        code = main(["transform", str(tmp_path / "a.jsonl"), "--output", str(tmp_path / "out"), "--engine", "ray",
+                     "--model-dir", str(tmp_path / "model"), "--record-errors", "placeholder"])  # fmt: skip
+
+        assert code == 4
+        assert capsys.readouterr().out.endswith("; 2 rows, 1 bad records\n")

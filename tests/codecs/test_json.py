@@ -81,6 +81,8 @@ TWO = {"x": [[1, 2, 3], [4, 5, 6]]}
         (X3, oip(x_tensor([2, 3], [1, 2, 3, 4, 5, 6]) | {"parameters": {"p": 1}}), O, [TWO]),
         (X3, oip(x_tensor([0, 3], [])), O, []),
         (X3, '{"dataframe_split": {"columns":["p","q","r"],"data":[[1,2,3],[4,5,6]],"index":[0,1]}}', R, [TWO]),
+        (X3, '{"dataframe_split": {"data":[[1,2,3],[4,5,6]]}}', R, [TWO]),
+        (X3, '{"dataframe_split": {"data":[]}}', R, []),
         (X3, '{"dataframe_split": {"columns":["x"],"data":[[[1,2,3]],[[4,5,6]]]}}', R, [TWO]),
         (X3, '{"dataframe_split": {"columns":[1,2,3],"data":[]}}', R, []),
         (X3, '{"dataframe_records": [{"p":1,"q":2,"r":3},{"q":5,"p":4,"r":6}]}', R, [TWO]),
@@ -169,7 +171,9 @@ def test_shapes_of_documents(model: Signature, body: str, layout: Layout, blocks
         (FREE, '{"inputs": [[1,2],[3,4],[5]]}', 'input "x": expected FLOAT[S], got 1 values where 2 are due (record 3)'),
         (IMAGE, '{"inputs": [[1,2]]}', 'input "x": expected FLOAT[2, W], got 1 values where 2 are due'),
         (IMAGE, '{"inputs": 5}', 'input "x": expected FLOAT[2, W], got 5'),
-        (X3, '{"dataframe_split": {"data": []}}', 'expected an object with "columns" and "data"'),
+        (X3, '{"dataframe_split": {"columns": []}}', 'expected an object with "data"'),
+        (X3, '{"dataframe_split": {"data": [[1,2]]}}', "expected 3 columns"),
+        (PAIR, '{"dataframe_split": {"data": [[1,2]]}}', "columns:"),
         (X3, '{"dataframe_split": {"columns": 1, "data": []}}', '"dataframe_split": expected lists, got 1 and a list of 0'),
         (X3, '{"dataframe_split": {"columns": [], "data": [], "names": 1}}', 'unknown key "names" in "dataframe_split"'),
         (X3, '{"dataframe_split": {"columns":["p","q"],"data":[[1,2]]}}', "expected 3 columns, or columns named"),
@@ -227,15 +231,25 @@ def test_no_rows_of_the_wrong_shape_are_judged_too() -> None:
         documents('{"inputs": {"a": [], "b": [1]}}', PAIR)
 
 
-def test_documents_are_answered_one_by_one() -> None:
-    """Each is what it is alone, however they are separated and whichever parser it takes."""
+def test_documents_are_read_one_by_one() -> None:
+    """Each is what it is alone, however they are separated and whichever parser it takes; small ones are joined."""
     alone = ["[1,2,3]", '{"instances": [[4,5,6],[7,8,9]]}', '{"inputs": [[1,2,3]]}', '{"instances": [["NaN",1,null]]}',
              '{"instances":\n [[1, 2,\r\n 3]]}', oip(x_tensor([1, 3], [1, 2, 3])), "[]", "[[NaN,1,2]]"]  # fmt: skip
-    expected = [str(documents(body, X3)[0]) for body in alone]
+    first = (R, [{"x": [[1, 2, 3], [4, 5, 6], [7, 8, 9]]}])
+    nan = float("nan")
+    expected: list[tuple[Layout, list[Any]]] = [
+        first,
+        (C, [{"x": [[1, 2, 3]]}]),
+        (R, [{"x": [[nan, 1, nan], [1, 2, 3]]}]),
+        (O, [{"x": [[1, 2, 3]]}]),
+        (R, [{"x": [[nan, 1, 2]]}]),
+    ]
     for separator in ("\n", "\n\n", " \t", "\r\n"):
-        for bodies, results in ((alone, expected), (alone[:4], expected[:4])):
-            got = documents(separator.join(bodies), X3)
-            assert list(map(str, got)) == results
+        got = documents(separator.join(alone), X3)
+        assert [layout for layout, _ in got] == [layout for layout, _ in expected]
+        for (_, [block]), (_, [wanted]) in zip(got, expected, strict=True):
+            np.testing.assert_array_equal(block["x"], wanted["x"])
+        assert documents(separator.join(alone[:2]), X3) == [first]
 
 
 def test_the_request_id_is_kept() -> None:

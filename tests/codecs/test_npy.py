@@ -118,6 +118,31 @@ def test_what_numpy_saved_is_decoded_in_blocks_of_any_size(
     assert rows["x"].dtype.isnative
 
 
+def test_blocks_share_the_memory_of_a_body_that_is_in_memory() -> None:
+    data = saved(np.arange(4000, dtype=np.float32).reshape(1000, 4))
+    body = Body(io.BytesIO(data), len(data))
+    assert codec.decode is not None
+    [document] = codec.decode(body, MediaType(""), MATRIX, CodecOptions(chunk_bytes=1600))
+    blocks = [block["x"] for block in document.blocks]
+    assert [len(block) for block in blocks] == [100] * 10
+    for block in blocks:
+        assert np.shares_memory(block, np.frombuffer(data, np.uint8))
+
+
+@given(arrays(), st.integers(0, 9))
+@settings(max_examples=50, deadline=None)
+def test_elements_that_lie_askew_are_decoded(array: Array, offset: int) -> None:
+    """An array need not begin at a multiple of its elements' size: behind a longer header, or in another stream."""
+    data = bytes(offset) + saved(array)
+    stream = io.BytesIO(data)
+    stream.seek(offset)
+    assert codec.decode is not None
+    [document] = codec.decode(Body(stream, len(data) - offset), MediaType(""), model_of(array), OPTIONS)
+    blocks = [block["x"] for block in document.blocks]
+    np.testing.assert_array_equal(np.concatenate(blocks), array)
+    assert all(block.flags.aligned for block in blocks)
+
+
 @given(arrays())
 @settings(max_examples=100)
 def test_an_answer_is_what_numpy_would_save(array: Array) -> None:

@@ -489,7 +489,19 @@ def bsr(matrix: Array) -> dict[str, Any]:
     return {**kept, "format": b"bsr", "shape": matrix.shape, "data": tiles[row, column]}
 
 
-@pytest.mark.parametrize("layout", [csr, csc, coo, bsr])
+def dia(matrix: Array, **changes: Any) -> dict[str, Any]:
+    """All diagonals, in no order; what lies outside the matrix is never looked at."""
+    height, width = matrix.shape
+    offsets = np.roll(np.arange(1 - height, width), 1).astype(np.int32)
+    column = np.broadcast_to(np.arange(width + 1), (len(offsets), width + 1))
+    row = column - offsets[:, None]
+    inside = (row >= 0) & (row < height) & (column < width)
+    data = np.ones(column.shape, matrix.dtype)
+    data[inside] = matrix[row[inside], column[inside]]
+    return {"format": b"dia", "shape": matrix.shape, "data": data, "offsets": offsets, **changes}
+
+
+@pytest.mark.parametrize("layout", [csr, csc, coo, bsr, dia])
 @given(
     hnp.arrays(
         st.sampled_from([np.float32, np.float64, np.int8, np.bool_]),
@@ -572,9 +584,9 @@ INT32 = np.int32
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        (csr(MATRIX, format=b"dia"), r'expected the format csr, csc, bsr or coo, got "dia"'),
-        (csr(MATRIX, format=np.array([b"csr"])), r'bsr or coo, got ""'),
-        (csr(MATRIX, format=7), r'bsr or coo, got "7"'),
+        (csr(MATRIX, format=b"lil"), r'expected the format csr, csc, bsr, coo or dia, got "lil"'),
+        (csr(MATRIX, format=np.array([b"csr"])), r'coo or dia, got ""'),
+        (csr(MATRIX, format=7), r'coo or dia, got "7"'),
         (csr(MATRIX, shape=(4, 3, 1)), r'member "shape.npy": expected two sizes'),
         (csr(MATRIX, shape=(4.0, 3.0)), r'member "shape.npy": expected two sizes'),
         (csr(MATRIX, shape=(-4, 3)), r'member "shape.npy": expected two sizes'),
@@ -601,6 +613,10 @@ INT32 = np.int32
         (coo(MATRIX, shape=(10**18, 3), row=np.array([], INT32), col=np.array([], INT32), data=np.array([], np.float32)), r"too large"),
         ({**bsr(MATRIX), "shape": (3, 3)}, r'member "data.npy": expected blocks that tile the matrix'),
         ({**bsr(MATRIX), "data": np.ones((3, 0, 1))}, r"blocks that tile the matrix"),
+        (dia(MATRIX, data=np.ones(3)), r'member "data.npy": expected numbers'),
+        (dia(MATRIX, offsets=np.array([0, 1], INT32)), r'member "offsets.npy": expected one a diagonal, each once'),
+        (dia(MATRIX, offsets=np.array([0, 1, 2, 3, 4, 0], INT32)), r"each once"),
+        (dia(MATRIX, offsets=np.zeros(6)), r'member "offsets.npy": expected a vector of int32 or int64'),
     ],
 )  # fmt: skip
 def test_a_malformed_sparse_matrix_is_refused(members: dict[str, Any], message: str) -> None:
@@ -639,3 +655,22 @@ def test_dense_rows_are_made_a_block_at_a_time() -> None:
         tracemalloc.stop()
     assert {rows for rows, _ in counts} == {64}
     assert sum(total for _, total in counts) == math.ceil(len(matrix) / 7)
+
+
+@pytest.mark.parametrize(
+    "members",
+    [{**bsr(MATRIX), "data": np.zeros((3, 1000, 1000), np.int8)}, dia(MATRIX, data=np.zeros((6, 500_000), np.int8))],
+    ids=["bsr", "dia"],
+)  # fmt: skip
+def test_many_small_entries_get_no_indices(members: dict[str, Any]) -> None:
+    """They deflate to nothing, and would need 72 MB."""
+    with pytest.raises(DecodeError, match="a sparse matrix of 3000000 entries is too large"):
+        decode(codec, saved(compressed=True, **members), ONE)
+
+
+def test_diagonals_far_outside_hold_nothing() -> None:
+    """Offsets at the ends of int64 wrap around nothing."""
+    far = np.array([-(2**63), 2**63 - 1, 0])
+    body = saved(**dia(MATRIX, data=np.ones((3, 3)), offsets=far))
+
+    np.testing.assert_array_equal(decode_rows(codec, body, ONE)["x"], np.eye(4, 3))

@@ -30,7 +30,7 @@ X = {"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}
 
 
 def request(**more: Any) -> bytes:
-    return json.dumps({"inputs": [X], **more}).encode()
+    return json.dumps({"inputs": [X]} | more).encode()
 
 
 def read(data: bytes, model: Signature = MODEL) -> Document:
@@ -61,7 +61,7 @@ def respond(*answers: Answer) -> list[dict[str, Any]]:
 def test_requested_outputs_are_known_to_the_document(outputs: Any, names: tuple[str, ...]) -> None:
     assert read(request(outputs=outputs)).outputs == names
     # The same by way of Python values, and with no rows.
-    assert read(request(outputs=outputs, parameters={})).outputs == names
+    assert read(request(outputs=outputs, parameters={"a": []})).outputs == names
     no_rows = json.dumps({"inputs": [X | {"shape": [0, 2], "data": []}], "outputs": outputs})
     document = read(no_rows.encode())
     assert (document.outputs, list(document.blocks)) == (names, [])
@@ -150,6 +150,37 @@ def test_fast_and_exact_way_agree_on_outputs(wanted: str, again: str) -> None:
     if document is not None:
         [expected] = exact(body, grammar, MODEL)
         assert (document.outputs, document.request_id) == (expected.outputs, expected.request_id)
+
+
+PARAMETERS = st.sampled_from(
+    ["{}", '{"a":1}', '{"a":{"data":5,"inputs":"x"}}', '{"a":[1]}', '{"a":"["}', "null", "5", '{"a":NaN}', '{"a":1,"a":2}',
+     '{"binary_data_size":16}', '{"a":%s}' % (10 ** 30), '{"a":"\\ud800"}', '{"a":1e999}', '{"a":01}',
+     *('{"a":' * depth + "1" + "}" * depth for depth in (900, 1019, 1020, 1021, 1022, 1023, 1024, 1025))]
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("place", ["request", "input", "twice in the request", "twice in the input"])
+@given(parameters=PARAMETERS)
+@settings(max_examples=60, deadline=None)
+def test_fast_and_exact_way_agree_on_parameters(place: str, parameters: str) -> None:
+    """What is in them decides nothing, so long as it is JSON."""
+    more = f',"parameters":{parameters}' * (2 if "twice" in place else 1)
+    of_input, of_request = ("", more) if "request" in place else (more, "")
+    body = f'{{"inputs":[{json.dumps(X)[:-1]}{of_input}}}]{of_request}}}'.encode()
+    grammar = records.grammar(MODEL)
+    document = read_plain(body, grammar, MODEL)
+    if document is not None:
+        [expected] = exact(body, grammar, MODEL)
+        [block], [wanted] = document.blocks, expected.blocks
+        np.testing.assert_array_equal(block["x"], wanted["x"])
+
+
+def test_requests_with_parameters_take_the_fast_way() -> None:
+    body = request(parameters={"priority": 1}, inputs=[X | {"parameters": {"content_type": "np"}}])
+    document = read_plain(body, records.grammar(MODEL), MODEL)
+    assert document is not None
+    [block] = document.blocks
+    np.testing.assert_array_equal(block["x"], [[1, 2]])
 
 
 def test_named_outputs_take_the_fast_way() -> None:

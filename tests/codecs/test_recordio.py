@@ -3,6 +3,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -54,6 +55,21 @@ def message(**features: dict[str, Any]) -> bytes:
                 getattr(getattr(entry.value, kind), field).extend(content)
     data: bytes = record.SerializeToString()
     return data
+
+
+class Spooled(io.BytesIO):
+    """Stands for a stream that is not in memory: it gives less at once than is asked for."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(size if size is None or size < 0 else min(size, 700))
+
+
+def rows_of(stream: BinaryIO, length: int, model: Signature, chunk_bytes: int) -> dict[str, Array]:
+    """All that a stream holds from where it is, by input."""
+    options = CodecOptions(chunk_bytes=chunk_bytes)
+    [document] = recordio.decode(Body(stream, length), MediaType(""), model, options)
+    blocks = list(document.blocks)
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
 def floats(values: Sequence[float], **more: Sequence[int]) -> dict[str, Any]:
@@ -141,6 +157,37 @@ def test_equal_records_are_decoded_as_each_alone(rows: Array, kind: str, chunk_b
     np.testing.assert_array_equal(together["x"].astype(np.float32), rows)
 
 
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["ab", "ba", "a b", "c"]), st.integers(1, 40)), min_size=1, max_size=5
+    ),
+    st.integers(0, 9),
+    st.integers(1, 3000),
+)
+@settings(max_examples=40, deadline=None)
+def test_records_of_several_writers_keep_their_order_and_values(
+    parts: list[tuple[str, int]], offset: int, chunk_bytes: int
+) -> None:
+    """Of equal length, and with the features in another order, or with a label; from memory and from a file."""
+    rows = np.arange(3 * sum(count for _, count in parts), dtype=np.float32).reshape(-1, 3)
+    values = iter(rows.tolist())
+    payloads = []
+    for writer, count in parts:
+        for _ in range(count):
+            x, y, z = next(values)
+            features = {"a": floats([x, y]), "b": floats([z])}
+            payload = message(**{name: features[name] for name in ("ba" if writer == "ba" else "ab")})
+            # Field 3 is the record's uid.
+            payloads.append(payload + {"a b": b"\x1a\x01u", "c": b"\x1a\x01v"}.get(writer, b""))
+    model = signature(("a", "float", ["N", 2]), ("b", "float", ["N", 1]))
+    body = framed(*payloads)
+
+    for stream in (io.BytesIO(bytes(offset) + body), Spooled(bytes(offset) + body)):
+        stream.seek(offset)
+        decoded = rows_of(stream, len(body), model, chunk_bytes)
+        np.testing.assert_array_equal(np.hstack([decoded["a"], decoded["b"]]), rows)
+
+
 @given(st.data())
 @settings(max_examples=150)
 def test_a_damaged_run_is_decoded_as_protobuf_does(data: st.DataObject) -> None:
@@ -184,6 +231,18 @@ def test_regular_records_need_no_protobuf() -> None:
         env={"PYTHONPATH": ":".join(sys.path)},
     )
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("name", ["x", "values"])
+@pytest.mark.parametrize("count", [1, 30])
+def test_a_default_is_not_overridden_by_records(name: str, count: int) -> None:
+    model = replace(ROW, defaults=(TensorSpec("scale", "tensor(float)", (1,)),))
+    plain = framed(*[message(**{name: floats([1, 2, 3])})] * count)
+    naming = framed(*[message(**{name: floats([1, 2, 3]), "scale": floats([2])})] * count)
+
+    assert decode_rows(codec, plain, model).keys() == {"x"}
+    with pytest.raises(DecodeError, match=r'^expected no feature "scale": .* default .* \(record 1\)$'):
+        decode(codec, naming, model)
 
 
 def test_named_features_feed_the_inputs_of_those_names() -> None:

@@ -324,13 +324,16 @@ ARTIFACTS = {
         lambda: piped(preprocessing.FunctionTransformer(np.log1p), linear_model.Ridge()).fit(
             np.abs(X), TARGET
         ),
-        verdict="FunctionTransformer is not supported",
+        saved="pickle",
+    ),
+    "a function without a converter": Artifact(
+        lambda: piped(preprocessing.FunctionTransformer(np.cbrt), linear_model.Ridge()).fit(X, TARGET),
+        verdict="the function cbrt has no converter",
     ),
     "tuned threshold": Artifact(
         lambda: model_selection.TunedThresholdClassifierCV(
             linear_model.LogisticRegression(**LINEAR), cv=2
-        ).fit(X, BINARY),
-        verdict="does not answer as the original does",
+        ).fit(X, BINARY)
     ),
     "not fitted": Artifact(linear_model.LogisticRegression, verdict="is not fitted"),
     "no prediction": Artifact(lambda: cluster.DBSCAN().fit(X), verdict="neither predict nor transform"),

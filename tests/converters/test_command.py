@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
@@ -31,7 +32,6 @@ try:
 
     from converters import conversion, reductions, sklearn
     from converters.isolation import convert_apart
-    from converters.package import package
 except (ModuleNotFoundError, MissingExtra) as ex:
     pytest.skip(f"sklearn and boosting models cannot be converted here: {ex}", allow_module_level=True)
 
@@ -256,6 +256,20 @@ def test_trusted_code_that_kills_its_process_is_reported(tmp_path: Path) -> None
     assert "ended with exit code 7" in str(failure(hostile(tmp_path, os._exit, 7)))
 
 
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT])
+def test_a_crash_of_a_library_is_reported(number: signal.Signals, tmp_path: Path) -> None:
+    """The command itself goes on, and says which signal ended the process that read the artifact."""
+    path = hostile(tmp_path, eval, f"__import__('os').kill(__import__('os').getpid(), {int(number)})")
+    message = str(failure(path))
+    assert f"a library crashed ({number.name})" in message
+    assert "\n" not in message
+
+
+def test_trusted_code_that_needs_too_long_is_not_called_a_crash(tmp_path: Path) -> None:
+    path = hostile(tmp_path, eval, "__import__('os').kill(__import__('os').getpid(), 9)")
+    assert "ended by SIGKILL: the artifact may be damaged, or need more memory" in str(failure(path))
+
+
 def test_trusted_code_has_no_network_where_the_kernel_allows_it(tmp_path: Path) -> None:
     """A listener here, on loopback: the child's own loopback has none."""
     probe = "__import__('ctypes').CDLL(None).unshare(0x40000000)"
@@ -305,57 +319,3 @@ def test_optional_steps_pass_a_gate_of_their_own(step: str, network: Any, tmp_pa
             reductions.apply(network, [step], {"rtol": 0, "atol": 0, "rows": 0}, said.append)
     conversion.finish(changed, tmp_path / "m", figures=figures)
     assert json.loads((tmp_path / "m" / "parity.json").read_text())["steps"] == [entry]
-
-
-# --- Packages -----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def folder(network: Any, tmp_path: Path) -> Path:
-    conversion.finish(network, tmp_path / "m")
-    return tmp_path / "m"
-
-
-def test_links_are_not_packed(folder: Path, tmp_path: Path) -> None:
-    (folder / "link").symlink_to("model.onnx")
-    with pytest.raises(ConversionError, match="is a link"):
-        package(folder, tmp_path / "m.tar.gz")
-    assert not (tmp_path / "m.tar.gz").exists()
-
-
-def test_a_model_that_does_not_repeat_its_golden_rows_is_not_packed(folder: Path, tmp_path: Path) -> None:
-    with np.load(folder / "golden.npz") as golden:
-        wrong = {name: array + 1 for name, array in golden.items()}
-    np.savez(folder / "golden.npz", allow_pickle=False, **wrong)
-    with pytest.raises(ConversionRefused, match="golden rows"):
-        package(folder, tmp_path / "m.tar.gz")
-    assert [path.name for path in tmp_path.iterdir()] == ["m"]
-
-
-@pytest.mark.parametrize(
-    ("make", "error", "words"),
-    [
-        (lambda folder: folder / "none", ConversionError, "is none"),
-        (lambda folder: (folder / "empty").mkdir() or folder / "empty", ConversionError, "is empty"),
-        (
-            lambda folder: (folder / "model.onnx").write_bytes(b"x") and folder,
-            ConversionRefused,
-            "cannot be served",
-        ),
-    ],
-)
-def test_folders_that_cannot_be_served_are_not_packed(
-    make: Any, error: type[Exception], words: str, folder: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(error, match=words):
-        package(make(folder), tmp_path / "m.tar.gz")
-
-
-def test_an_existing_archive_is_kept_and_none_goes_into_its_own_folder(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "old.tar.gz").write_text("x")
-    with pytest.raises(ConversionError, match="add --force"):
-        package(folder, tmp_path / "old.tar.gz")
-    with pytest.raises(ConversionError, match="outside of the model folder"):
-        package(folder, folder / "m.tar.gz")
-    with pytest.raises(ConversionError, match="does not exist"):
-        package(folder, tmp_path / "none" / "m.tar.gz")

@@ -562,7 +562,9 @@ def test_a_damaged_sample_is_refused(tmp_path: Path) -> None:
 
 def test_weights_beyond_the_limit_lie_beside_the_graph(tmp_path: Path) -> None:
     """In one file with a relative location, which the server follows inside the model's folder."""
-    converted = converter.convert(zoo.Perceptron(), X, options=converter.Options(external_bytes=0))
+    converted = converter.convert(
+        nn.Linear(64, 64), floats(5, 64), options=converter.Options(external_bytes=0)
+    )
     assert list(converted.external) == ["model.onnx.data"]
     folder = tmp_path / "model"
     folder.mkdir()
