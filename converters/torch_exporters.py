@@ -97,7 +97,7 @@ def by_capture(program: Program, example: Tensors, axes: Axes, opset: int) -> Ex
                 input_names=list(program.inputs), output_names=list(program.outputs),
             )  # fmt: skip
             model: onnx.ModelProto = made.model_proto
-        except Exception as ex:
+        except Exception as ex:  # torch and what it captures raise what they like
             raise CannotExport(_reason(ex), captured=True) from ex
     _forget_sources(model.graph)
     _name_inputs(model, axes)
@@ -132,7 +132,7 @@ def by_trace(program: Program, example: Tensors, axes: Axes, opset: int, *, foll
                 opset_version=min(opset, _TRACE_MAX_OPSET),
             )  # fmt: skip
             model = onnx.load_model_from_string(buffer.getvalue())
-        except Exception as ex:
+        except Exception as ex:  # torch and what it captures raise what they like
             raise CannotExport(_reason(ex)) from ex
     if not follow_values:
         for warning in caught:

@@ -54,11 +54,8 @@ _CHILD_BYTES = 100 * _MIB
 # Kept for the smallest requests, whatever the model takes.
 _HOST_BYTES = 64 * _MIB
 _LEAST_ARENA_BYTES = 64 * _MIB
-_GUESSED_RUNS_BYTES = 64 * _MIB
 # Of a run's time: with more of it on the processors, a GPU is not worth its price.
 _CPU_SHARE = 0.1
-# A number as text, with its separator: what a float32 drawn at random takes is 10.
-_TEXT_BYTES = 8
 # What the first large request of a text format brings in; here, so that it is measured and not guessed.
 _LIBRARIES = ("pyarrow.csv", "simdjson", "orjson")
 
@@ -146,13 +143,16 @@ class Sizing:
                 for library in _LIBRARIES:
                     importlib.import_module(library)
         self._base_bytes = self._machine.rss_bytes()
-        return LoadTuning(slots, threads, self._whole_process, self._calibration, self._budget_bytes)
+        # What the session will take is known only if it has been measured.
+        session_bytes = 0 if self._calibration is None else self._calibration.session_bytes
+        runs_limit = max(self._budget_bytes - session_bytes, 0)
+        return LoadTuning(slots, threads, self._whole_process, self._calibration, runs_limit)
 
     def conclude(self, served: Served) -> ExecutionParameters:
         """What the platform is told, once the model is loaded and has run."""
         if not self._session_bytes:
             self._session_bytes = max(self._machine.rss_bytes() - self._base_bytes, 0)
-        return self._conclude(served)
+        return self._parameters_of(served)
 
     def measure_beside(self, served: Served, done: Callable[[ExecutionParameters], None]) -> None:
         """Measures the model while it serves, and has the engine run it as was found best.
@@ -176,7 +176,7 @@ class Sizing:
         engine = served.inference.engine
         runs_limit = max(self._budget_bytes - self._session_bytes, 0)
         engine.plan = make_plan(self._settings, engine.signature, engine.slots, calibration, runs_limit)
-        done(self._conclude(served))
+        done(self._parameters_of(served))
 
     def stop(self) -> None:
         """Ends a measurement at once."""
@@ -241,7 +241,7 @@ class Sizing:
             store_calibration(Path(settings.calibration_cache), calibration)
         return calibration
 
-    def _conclude(self, served: Served) -> ExecutionParameters:
+    def _parameters_of(self, served: Served) -> ExecutionParameters:
         calibration = self._calibration
         if calibration is None or calibration.origin == "guessed":
             calibration = self._guess(served, calibration)
