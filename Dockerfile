@@ -35,7 +35,7 @@ COPY docker/trim.py ./
 RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf --mount=type=secret,id=ca_bundle \
     python3 -m venv --without-pip /opt/onnx-serve \
  && pip --python /opt/onnx-serve/bin/python install --no-compile --no-cache-dir --disable-pip-version-check \
-        --only-binary :all: --require-hashes --requirement "requirements/$VARIANT.txt" \
+        --no-deps --only-binary :all: --require-hashes --requirement "requirements/$VARIANT.txt" \
  && python3 trim.py /opt/onnx-serve/lib/python3.*/site-packages \
  && python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/onnx-serve/lib
 
@@ -44,7 +44,7 @@ FROM dependencies AS package
 RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf --mount=type=secret,id=ca_bundle \
     python3 -m venv --without-pip wheel \
  && pip --python wheel/bin/python install --no-cache-dir --disable-pip-version-check \
-        --only-binary :all: --require-hashes --requirement requirements/build.txt
+        --no-deps --only-binary :all: --require-hashes --requirement requirements/build.txt
 COPY pyproject.toml config.yaml README.md LICENSE source/
 COPY onnx_serve source/onnx_serve
 COPY converters source/converters
@@ -101,7 +101,7 @@ COPY requirements/convert.txt requirements/
 RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf --mount=type=secret,id=ca_bundle \
     python3 -m venv --without-pip /opt/convert \
  && pip --python /opt/convert/bin/python install --no-compile --no-cache-dir --disable-pip-version-check \
-        --only-binary :all: --require-hashes --requirement requirements/convert.txt
+        --no-deps --only-binary :all: --require-hashes --requirement requirements/convert.txt
 # torch is in no lock: its wheels differ from index to index. The version is for whoever builds to name.
 ARG CONVERT_TORCH=
 # hadolint ignore=DL3013

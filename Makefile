@@ -25,12 +25,14 @@ help:
 	@echo "make test-clients  real clients against a server (own environment)"
 	@echo "make lock       renew requirements/*.txt"
 
+# A lock is whole, so that there is nothing to resolve. Asked to, pip 23.2 refuses it as soon as a package that is named
+# with an extra somewhere has a newer release than the one that is pinned.
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml requirements/cpu.txt requirements/dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, not " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --require-hashes -r requirements/cpu.txt -r requirements/dev.txt
+	$(BIN)/pip install --quiet --no-deps --require-hashes -r requirements/cpu.txt -r requirements/dev.txt
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -91,8 +93,8 @@ test-clients: setup
 # Actors of Ray run the model, so onnx-serve is there too.
 $(CLIENTS_VENV)/.installed: requirements/clients.txt requirements/models.txt
 	$(PYTHON) -m venv $(CLIENTS_VENV)
-	$(CLIENTS_VENV)/bin/pip install --quiet --require-hashes -r requirements/clients.txt
-	$(CLIENTS_VENV)/bin/pip install --quiet --require-hashes --no-deps -r requirements/models.txt
+	$(CLIENTS_VENV)/bin/pip install --quiet --no-deps --require-hashes -r requirements/clients.txt
+	$(CLIENTS_VENV)/bin/pip install --quiet --no-deps --require-hashes -r requirements/models.txt
 	$(CLIENTS_VENV)/bin/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -101,7 +103,7 @@ setup-convert: $(CONVERT_VENV)/.installed
 # torch comes in too many builds for a hashed lock: the registry's CPU wheel differs from machine to machine.
 $(CONVERT_VENV)/.installed: requirements/convert.txt
 	$(PYTHON) -m venv $(CONVERT_VENV)
-	$(CONVERT_VENV)/bin/pip install --quiet --require-hashes -r requirements/convert.txt
+	$(CONVERT_VENV)/bin/pip install --quiet --no-deps --require-hashes -r requirements/convert.txt
 	$(CONVERT_VENV)/bin/pip install --quiet torch==2.13.0
 	@touch $@
 
