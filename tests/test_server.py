@@ -88,9 +88,10 @@ def serving(app: WSGIApplication, **options: Any) -> Iterator[Served]:
 
 @pytest.fixture(autouse=True)
 def no_thread_left() -> Iterator[None]:
-    """Every test ends its workers."""
+    """Every test ends its workers. An engine of another module's test may still wait to be collected."""
+    before = set(threading.enumerate())
     yield
-    for thread in threading.enumerate():
+    for thread in set(threading.enumerate()) - before:
         if thread.name.startswith("onnx-serve-"):
             thread.join(LIMIT_S)
             assert not thread.is_alive()
