@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return rehearsal_command.run(options, os.environ)
         job = transform_command.job_environment(options) if options.command == "transform" else {}
         settings = load_settings(config_file=options.config, environ={**os.environ, **job}, flags=flags)
-        _start_logging(settings)
+        _start_logging(settings, quiet=getattr(options, "quiet", False))
         for warning in settings.warnings:
             _log.warning("%s", warning)
         if options.command == "transform" and options.engine == "ray":
@@ -121,9 +121,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _start_logging(settings: Settings) -> None:
+def _start_logging(settings: Settings, *, quiet: bool) -> None:
+    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     logging.basicConfig(
-        level=settings.log_level.upper(),
+        level=max(level, logging.WARNING) if quiet else level,
         format="%(asctime)s %(levelname)s %(message)s",
         stream=sys.stderr,
     )

@@ -6,6 +6,14 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from onnx_serve.batch.command_process import (
+    EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
+    Terminated,
+    print_out,
+    printable,
+    sigterm_raises,
+)
 from onnx_serve.batch.input_files import find_inputs
 from onnx_serve.batch.job_options import chosen
 from onnx_serve.errors import ModelError, ServeError, SettingsError, quote
@@ -16,7 +24,14 @@ __all__ = ["add_options", "run"]
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_RECORDS = 0, 1, 4
 _VARIABLE = "ONNX_SERVE_"
 # What Ray Data does in its own way: it reads and cuts the files, and writes Parquet.
-_REFUSED = {"url": None, "overwrite": False, "content_type": None, "accept": None, "config": None}
+_REFUSED = {
+    "url": None,
+    "overwrite": False,
+    "content_type": None,
+    "accept": None,
+    "compression": "auto",
+    "config": None,
+}
 _TOLD = re.compile(r"onnx_serve\.errors\.\w+: (.{1,1000})")
 # An exception of an actor arrives within others; no chain is longer than this.
 _MAX_CAUSES = 10
@@ -65,7 +80,7 @@ def run(options: argparse.Namespace, settings: Settings, environ: Mapping[str, s
     files = find_inputs(options.inputs, options.output)
     for file in files:
         if file.problem:
-            raise SettingsError(f"{file.path}: {file.problem}")
+            raise SettingsError(printable(f"{file.path}: {file.problem}"))
     from onnx_serve import ray as engine  # noqa: PLC0415  an extra
 
     engine.connect(options.ray_address)
@@ -76,25 +91,36 @@ def run(options: argparse.Namespace, settings: Settings, environ: Mapping[str, s
     }
     own["record_errors"] = settings.record_errors
     try:
-        written = engine.transform_files(
-            [file.path for file in files],
-            options.output,
-            settings.model_dir,
-            header=settings.csv_header == "present",
-            concurrency=options.actors,
-            num_cpus=options.cpus_per_actor,
-            num_gpus=options.gpus_per_actor,
-            keep=options.keep,
-            settings=own,
-        )
+        # Ray has set a handler of its own when it was connected.
+        with sigterm_raises(Terminated):
+            written = engine.transform_files(
+                [file.path for file in files],
+                options.output,
+                settings.model_dir,
+                header=settings.csv_header == "present",
+                concurrency=options.actors,
+                num_cpus=options.cpus_per_actor,
+                num_gpus=options.gpus_per_actor,
+                keep=options.keep,
+                settings=own,
+            )
+    except KeyboardInterrupt:
+        return _stopped(EXIT_INTERRUPTED)
+    except Terminated:
+        return _stopped(EXIT_TERMINATED)
     except (ModelError, SettingsError):
         raise
     except Exception as ex:  # noqa: BLE001  Ray's errors have no base class without Ray
         sys.stderr.write(f"onnx-serve: {_cause(ex)}\n")
         return EXIT_FAILED
     bad = f", {written.bad_records:,} bad records" if settings.record_errors == "placeholder" else ""
-    sys.stdout.write(f"{len(files)} files: {written.files} files written; {written.rows:,} rows{bad}\n")
+    print_out(f"{len(files)} files: {written.files} files written; {written.rows:,} rows{bad}\n")
     return EXIT_BAD_RECORDS if written.bad_records else EXIT_DONE
+
+
+def _stopped(code: int) -> int:
+    sys.stderr.write("onnx-serve: stopped; nothing was written\n")
+    return code
 
 
 def _check(options: argparse.Namespace) -> None:

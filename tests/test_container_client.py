@@ -202,6 +202,8 @@ def test_a_long_answer_is_a_file_and_chunks_are_joined() -> None:
         (answer(404, b""), "status 404: no message"),
         (answer(400, b"[" * 60_000), r"status 400: \[\["),
         (answer(302, b"", "Location: /elsewhere"), "status 302"),
+        (answer(201, b"1\n"), "status 201: 1"),
+        (answer(204, b""), "status 204"),
     ],
 )
 def test_a_refusal_is_not_repeated(script: bytes, words: str) -> None:

@@ -44,8 +44,62 @@ def test_patterns_and_files_keep_the_arguments_order(tmp_path: Path) -> None:
     touch(tmp_path, "b1.csv", "b2.csv", "a.json", "sub/deep/c.csv", "sub/deep/c.csv.out")
     found = find_inputs([f"{tmp_path}/b*.csv", f"{tmp_path}/a.json", f"{tmp_path}/**/c*"], tmp_path)
 
-    assert names(found) == ["b1.csv", "b2.csv", "a.json", "c.csv"]
+    assert names(found) == ["b1.csv", "b2.csv", "a.json", "sub/deep/c.csv"]
     assert [file.size for file in found] == [2, 2, 2, 2]
+
+
+def test_files_of_one_name_in_several_folders_match_one_pattern(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "data/2023/part.csv", "data/2024/part.csv")
+    monkeypatch.chdir(tmp_path)
+    expected = ["2023/part.csv", "2024/part.csv"]
+
+    assert names(find_inputs(["data/**/*.csv"], tmp_path / "out")) == expected
+    assert names(find_inputs([f"{tmp_path}/data/*/part.csv"], tmp_path / "out")) == expected
+    assert names(find_inputs(["*/2023/*"], tmp_path / "out")) == ["data/2023/part.csv"]
+
+
+@pytest.mark.parametrize("output", ["in/out", "../work/in/out", "link/out", "in/../in/out"])
+@pytest.mark.parametrize("argument", ["in", "../work/in", "link", "in/**/*"])
+def test_outputs_are_known_however_their_folder_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str, argument: str
+) -> None:
+    touch(tmp_path, "work/in/a.csv", "work/in/out/a.csv.out")
+    (tmp_path / "work" / "link").symlink_to("in")
+    monkeypatch.chdir(tmp_path / "work")
+
+    assert names(find_inputs([argument], Path(output))) == ["a.csv"]
+
+
+def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    touch(tmp_path, "in/a.csv", "elsewhere/b.csv", "elsewhere/deep/c.csv")
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "deep" / "back").symlink_to(tmp_path / "in")
+    (tmp_path / "elsewhere" / "self").symlink_to(".")
+
+    assert names(find_inputs([str(tmp_path / "in")], tmp_path / "out")) == [
+        "a.csv",
+        "link/b.csv",
+        "link/deep/c.csv",
+    ]
+
+
+def test_a_pattern_does_not_go_in_circles(tmp_path: Path) -> None:
+    touch(tmp_path, "in/deep/a.csv", "other/b.csv")
+    (tmp_path / "in" / "deep" / "self").symlink_to(".")
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "other")
+
+    expected = ["deep/a.csv", "link/b.csv"]
+    assert names(find_inputs([f"{tmp_path}/in/**/*.csv"], tmp_path / "out")) == expected
+
+
+def test_a_folder_without_inputs_is_a_problem(tmp_path: Path) -> None:
+    touch(tmp_path, "in/_SUCCESS")
+
+    assert find_inputs([str(tmp_path / "in")], tmp_path) == [
+        InputFile(tmp_path / "in", "in", problem="the folder holds no input")
+    ]
 
 
 def test_an_existing_name_with_brackets_is_no_pattern(tmp_path: Path) -> None:

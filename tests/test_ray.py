@@ -16,6 +16,8 @@ from onnx import helper
 
 import onnx_models
 from onnx_serve import ray_command
+from onnx_serve.batch.command_process import Terminated
+from onnx_serve.batch.output_folder import OutputFolder
 from onnx_serve.cli import main
 from onnx_serve.errors import DecodeError, MismatchError, ModelError, RequestError, SettingsError
 from onnx_serve.ray import OnnxPredictor, Written, actors, batch_rows, predict, transform_files
@@ -426,9 +428,71 @@ def test_a_folder_with_something_in_it(tmp_path: Path) -> None:
         transform_files([tmp_path], tmp_path / "out", tmp_path, concurrency=1)
 
 
+class Failing(FakeData):
+    """Ray that fails when a part is written."""
+
+    def __init__(self, table: pa.Table, error: BaseException) -> None:
+        super().__init__(table)
+        self.error = error
+
+    def write_parquet(self, folder: str) -> None:
+        super().write_parquet(folder)
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (OSError("No space left"), 1, "No space left"),
+        (KeyboardInterrupt(), 130, "stopped; nothing was written"),
+        (Terminated(), 143, "stopped; nothing was written"),
+    ],
+)
+def test_a_job_that_fails_leaves_nothing_that_could_be_taken_for_its_output(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fake_ray: Callable[..., FakeRay],
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    code: int,
+    words: str,
+) -> None:
+    """And what a killed one has left, under a name that readers leave out, is no obstacle to the next."""
+    fake = fake_ray(initialized=True, assigned={"CPU": 1.0})
+    monkeypatch.setattr(actors, "connect", lambda _address: None)
+    monkeypatch.setattr("onnx_serve.ray.connect", lambda _address: None)
+    monkeypatch.setattr(fake, "data", Failing(pa.table({"i": [1, 2]}), error))
+    onnx_models.lookup(tmp_path / "model" / "m.onnx")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.parquet").touch()
+    (tmp_path / "in" / "_SUCCESS").touch()
+    out = tmp_path / "out"
+    arguments = ["transform", str(tmp_path / "in"), "--engine", "ray", "--model-dir", str(tmp_path / "model")]
+
+    assert main([*arguments, "--output", str(out)]) == code
+    assert words in capsys.readouterr().err
+    assert list(out.iterdir()) == []
+
+    (out / "_partial").mkdir()
+    (out / "_partial" / "half.parquet").touch()
+    monkeypatch.setattr(fake, "data", FakeData(pa.table({"i": [1, 2]})))
+    assert transform_files([tmp_path / "in"], out, tmp_path / "model", num_gpus=0) == Written(1, 2, 0)
+    assert [path.name for path in out.iterdir()] == ["part.parquet"]
+
+
+def test_two_jobs_do_not_write_to_one_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").touch()
+    with (
+        OutputFolder(tmp_path / "out").lock(),
+        pytest.raises(SettingsError, match="another run writes there"),
+    ):
+        transform_files([tmp_path / "a.parquet"], tmp_path / "out", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        (["--compression", "gzip"], "--compression: not with --engine ray"),
         (["--split-type", "line"], "--split-type: not with --engine ray"),
         (["--url", "http://h"], "--url: not with --engine ray"),
         (["--actors", "0"], "--actors: expected 1 or more"),

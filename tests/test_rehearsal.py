@@ -159,7 +159,7 @@ def test_the_refusal_is_told_in_the_containers_words(capsys: pytest.CaptureFixtu
     text = capsys.readouterr().out
     assert text.startswith("FAILED")
     assert "status 400: expected 4 columns, got 3" in text
-    assert f"rule: {RULES['client error'].basis}, {RULES['client error'].source}" in text
+    assert f"rule: {RULES['client error'].basis}, {RULES['client error'].url}" in text
 
 
 def test_a_client_error_is_not_repeated_and_a_server_error_is(
@@ -706,6 +706,79 @@ def test_a_port_in_use_is_told_before_the_command_starts(
     assert "SAGEMAKER_BIND_TO_PORT" in capsys.readouterr().err
 
 
-def test_no_input_is_exit_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["rehearse", "--url", "http://h", "--input", str(tmp_path)]) == 2
-    assert "expected at least one file" in capsys.readouterr().err
+def test_records_without_a_newline_are_tried_together(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "a.csv").write_bytes(b"1,2")
+    with serving(Behaviour()) as url:
+        outcome = rehearse(capsys, "--url", url, "--input", tmp_path, *SINGLE)
+
+    assert outcome.report["trials"]["takes_several"] is True
+
+
+def test_a_folder_without_inputs_fails_the_job(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with serving(Behaviour()) as url:
+        outcome = rehearse(capsys, "--url", url, "--input", tmp_path)
+
+    assert (outcome.code, list(outcome.findings)) == (1, ["input unreadable"])
+    assert outcome.findings["input unreadable"]["detail"] == "the folder holds no input"
+
+
+def test_a_filter_reads_the_answer_as_what_it_is(capsys: pytest.CaptureFixture[str], data: Path) -> None:
+    """The records are CSV, the answers JSON."""
+    answers = changing(
+        lambda a: b"".join(b'{"y":%b}\n' % line for line in a.splitlines()), "application/jsonlines"
+    )
+    with serving(answers) as url:
+        outcome = rehearse(capsys, "--url", url, "--input", data, *JSON_LINES, "--output-filter", "$.y")
+
+    assert (outcome.code, outcome.findings) == (0, {})
+
+
+def test_quotes_out_of_place_fail_a_join(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """As the agent's own reader does: bare " in non quoted field."""
+    (tmp_path / "a.csv").write_bytes(b'1,5"8\n')
+    behaviour = answering(b"1\n")
+    with serving(behaviour) as url:
+        outcome = rehearse(
+            capsys, "--url", url, "--input", tmp_path / "a.csv", *LINE, *JOINED, "--content-type", "text/csv"
+        )
+
+    assert (outcome.code, outcome.findings["processing"]["severity"]) == (1, "fails")
+
+
+def test_the_report_is_lines_that_a_terminal_only_shows(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "a\n\x1b[31mb.csv").write_bytes(b"1\n")
+    with serving(answering(b"", 400)) as url:
+        assert main(["rehearse", "--url", url, "--input", str(tmp_path)]) == 1
+
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert "  a\\n\\x1b[31mb.csv: client error" in shown
+    assert "rule: observed, https://github.com/aws/amazon-sagemaker-examples/issues/898" in shown
+
+
+def test_a_reader_that_has_gone_is_no_failure(data: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "onnx_serve",
+        "rehearse",
+        "--no-trials",
+        "--input",
+        str(data),
+        *LINE,
+        "--url",
+    ]
+    with (
+        serving(Behaviour()) as url,
+        subprocess.Popen([*command, url], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process,
+    ):
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        errors = process.stderr.read()
+        assert process.wait(60) == 0, errors
+    assert b"Error" not in errors

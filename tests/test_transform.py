@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 import onnx_models
+from onnx_serve.batch import transform_command
 from onnx_serve.batch.data_processing import DataProcessing
 from onnx_serve.batch.input_files import InputFile, find_inputs
 from onnx_serve.batch.json_path import parse_path
@@ -355,6 +356,27 @@ def test_a_full_file_system(model_dir: Path, tmp_path: Path) -> None:
     assert result.stdout.splitlines()[-2:] == [".onnx-serve-transform.job", "small.csv.out"]
 
 
+def test_quiet_shows_the_summary_only(model_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(csv_bytes(rows(3)))
+    command = [
+        sys.executable,
+        "-m",
+        "onnx_serve",
+        "transform",
+        tmp_path / "a.csv",
+        "--output",
+        tmp_path / "out",
+    ]
+    command += ["--model-dir", model_dir]
+
+    shown = [
+        subprocess.run([*command, *more], capture_output=True, text=True, check=True, timeout=60).stderr
+        for more in ([], ["--quiet", "--overwrite"])
+    ]
+    assert "INFO" in shown[0]
+    assert shown[1] == ""
+
+
 def test_a_temporary_directory_without_room_is_named(
     model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -673,6 +695,60 @@ def test_filters_and_join(tmp_path: Path) -> None:
     assert written == {"x.csv.out": b"id1,8>\nid2,10>\n"}
 
 
+def test_json_lines_are_records_without_a_split_type_too(tmp_path: Path) -> None:
+    """A filter or a join takes each line, as the media type says."""
+    lines = b'{"id": 1, "x": 2}\n{"id": 2, "x": 3}\n'
+    processing = DataProcessing(
+        parse_path("$.x"), join=True, output_filter=parse_path("$['id','SageMakerOutput']")
+    )
+    job = platform(
+        processing=processing, content_type="application/jsonlines", accept="application/jsonlines"
+    )
+    target = _Same()
+    _, written = run_job(tmp_path, {"x.jsonl": lines}, job, target)
+
+    assert bodies(target) == [b"2\n3\n"]
+    assert written["x.jsonl.out"] == b'{"id":1,"SageMakerOutput":2}\n{"id":2,"SageMakerOutput":3}\n'
+
+
+class _Same(Recorder):
+    """A container that answers with what was sent."""
+
+    def __call__(
+        self, body: Body, content_type: str | None, accept: str | None, sink: BinaryIO | None = None
+    ) -> Answered:
+        data = body.stream.read()
+        self.requests.append((data, content_type, accept))
+        return Answered(Reply(accept or content_type or "", data, len(data)))
+
+
+LONG = b"x" * 200_000
+
+
+@pytest.mark.parametrize(
+    ("line", "kept"),
+    [
+        pytest.param(b'"%b, and more",2\n' % LONG, b'"%b, and more"\n' % LONG, id="a-long-cell"),
+        pytest.param(b'"plain",2\n', b'"plain"\n', id="as-it-was-written"),
+        pytest.param(b'5"8,2\n', None, id="a-bare-quote"),
+        pytest.param(b'"a"b,2\n', None, id="behind-a-quoted-cell"),
+    ],
+)
+def test_cells_of_csv_are_what_the_agents_reader_takes(
+    tmp_path: Path, line: bytes, kept: bytes | None
+) -> None:
+    """For a filter and for a join; what is not filtered is not read at all."""
+    only_first = DataProcessing(parse_path("$[0]"))
+    target = _Same()
+    [result], written = run_job(tmp_path, {"x.csv": line}, platform(processing=only_first), target)
+    assert written == ({} if kept is None else {"x.csv.out": kept})
+    assert ("a row of CSV as in RFC 4180" in result.error) is (kept is None)
+
+    join = platform(processing=DataProcessing(join=True), accept="text/csv")
+    _, joined = run_job(tmp_path, {"x.csv": line}, join, _Same())
+    assert joined == ({} if kept is None else {"x.csv.out": line[:-1] + b"," + line})
+
+
 def test_a_whole_json_document_is_filtered_and_joined(tmp_path: Path) -> None:
     class Echo(Recorder):
         def __call__(
@@ -930,6 +1006,72 @@ def test_a_signal_ends_the_job_with_its_code(tmp_path: Path, number: int, code: 
     assert printed.startswith("2 files: 1 done, 0 finished before, 0 failed")
     assert "stopped; the same command again does what is left" in errors
     assert outputs(out) == ["a.csv.out"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_before_the_first_file_ends_the_job_too(
+    model_dir: Path,
+    tmp_path: Path,
+    number: int,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(*_: object) -> list[InputFile]:
+        signal.raise_signal(number)
+        return []
+
+    monkeypatch.setattr(transform_command, "find_inputs", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert run(model_dir, tmp_path / "out", tmp_path) == code
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "stopped; the same command again" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_gone_stops_nothing(model_dir: Path, tmp_path: Path) -> None:
+    """``onnx-serve transform ... | head``, and of standard error too."""
+    (tmp_path / "a.csv").write_bytes(csv_bytes(rows(3)))
+    (tmp_path / "b.csv").write_bytes(b"x\n")
+    (tmp_path / "c.csv").write_bytes(csv_bytes(rows(3)))
+    command = [sys.executable, "-m", "onnx_serve", "transform", "--model-dir", str(model_dir), "--output",
+               str(tmp_path / "out"), *(str(tmp_path / name) for name in ("a.csv", "b.csv", "c.csv"))]  # fmt: skip
+    reading, writing = os.pipe()
+    os.close(reading)
+    with subprocess.Popen(command, stdout=writing, stderr=writing) as process:
+        os.close(writing)
+        assert process.wait(60) == 1
+    assert outputs(tmp_path / "out") == ["a.csv.out", "c.csv.out"]
+
+    reading, writing = os.pipe()
+    os.close(reading)
+    with subprocess.Popen(command, stdout=writing, stderr=subprocess.PIPE) as process:
+        os.close(writing)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert b"Traceback" not in errors
+    assert b"Broken" not in errors
+
+
+def test_a_failure_is_one_line_whatever_the_file_is_called(
+    model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = os.fsdecode(b"a\n\x1b[31m\xff \xc3\xbc.csv")
+    (tmp_path / name).write_bytes(b"x\n")
+
+    assert run(model_dir, tmp_path / "out", tmp_path, "--quiet") == 1
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("onnx-serve: ")]
+    assert line.startswith("onnx-serve: a\\n\\x1b[31m\\udcff ü.csv: text/csv: ")
+
+
+def test_an_output_that_is_a_file_is_exit_2(
+    model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.csv").write_bytes(csv_bytes(rows(1)))
+
+    assert run(model_dir, tmp_path / "a.csv", tmp_path / "a.csv") == 2
+    assert "a.csv: expected a folder, got a file" in capsys.readouterr().err
 
 
 def test_a_sample_model_as_the_platform_would_run_it(tmp_path: Path) -> None:

@@ -79,6 +79,13 @@ CONTAINER = ExecutionParameters(3, "SINGLE_RECORD", 33)
         ({"max_concurrent": 7, "batch_strategy": "MULTI_RECORD", "max_payload_mb": 2}, CONTAINER, (7, "MULTI_RECORD", 2)),
         ({"max_payload_mb": 0}, CONTAINER, (3, "SINGLE_RECORD", 0)),
         ({}, dataclasses.replace(CONTAINER, max_concurrent_transforms=0), (1, "SINGLE_RECORD", 33)),
+        # A container's answer takes no more memory than a job may.
+        ({}, ExecutionParameters(5, "MULTI_RECORD", 10_000), (1, "MULTI_RECORD", 100)),
+        ({}, ExecutionParameters(10_000, "MULTI_RECORD", 6), (16, "MULTI_RECORD", 6)),
+        ({}, ExecutionParameters(10_000, "MULTI_RECORD", 0), (100, "MULTI_RECORD", 0)),
+        ({"max_payload_mb": 50}, CONTAINER, (2, "SINGLE_RECORD", 50)),
+        ({"max_concurrent": 10}, CONTAINER, (10, "SINGLE_RECORD", 10)),
+        ({"max_concurrent": 200}, CONTAINER, (200, "SINGLE_RECORD", 1)),
     ],
 )  # fmt: skip
 def test_the_job_decides_before_the_container_before_the_default(

@@ -6,7 +6,7 @@ import re
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -307,3 +307,60 @@ class _Killing:
         self._server.process.kill()
         self._server.process.wait()
         return answered
+
+
+def _but_the_last(body: bytes, _number: int) -> containers.Answer:
+    return 200, "text/csv", b"".join(body.splitlines(keepends=True)[:-1])
+
+
+@pytest.mark.parametrize("content", [CSV, BIG_CSV], ids=["one-request", "pieces"])
+@pytest.mark.parametrize("options", [[], ["--split-type", "line"]], ids=["plain", "platform"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        _but_the_last,
+        lambda body, _: (200, "text/csv", body + b"\n"),
+        lambda _body, _number: (200, "text/csv", b""),
+        lambda body, _: (200, "application/jsonlines; charset=utf-8", b"1\n" + body),
+    ],
+    ids=["one-less", "blank-line", "empty", "one-more"],
+)
+def test_an_answer_of_another_number_of_records_fails_the_file(
+    tmp_path: Path,
+    content: bytes,
+    options: list[str],
+    answer: Callable[[bytes, int], containers.Answer],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One line less may be a line of names that the server has taken; here the first one has numbers."""
+    (tmp_path / "a.csv").write_bytes(content)
+    behaviour = Behaviour(answer=answer, parameters=containers.parameters(payload=2))
+    with containers.serving(behaviour) as url:
+        assert run(tmp_path / "out", tmp_path / "a.csv", "--url", url, *options) == 1
+
+    assert re.search(r"a\.csv: .*expected an answer of \d+ records", capsys.readouterr().err)
+    assert read(tmp_path / "out") == {}
+
+
+def test_names_may_be_numbers_where_the_type_says_so(small_server: ServerProcess, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"1,2,3,4\n" + CSV)
+    (tmp_path / "b.csv").write_bytes(b"1,2,3,4\n" + BIG_CSV)
+    options = [
+        "--url",
+        small_server.url,
+        "--content-type",
+        'text/csv; header="present"',
+        "--accept",
+        "text/csv",
+    ]
+
+    assert run(tmp_path / "out", tmp_path / "a.csv", tmp_path / "b.csv", *options) == 0
+    assert [made.count(NEWLINE) for made in read(tmp_path / "out").values()] == [300, BIG_CSV.count(NEWLINE)]
+
+
+@pytest.mark.parametrize("content", [NAMES, NAMES + CSV, b""], ids=["names-only", "names", "empty"])
+def test_a_line_of_names_needs_no_answer(server: ServerProcess, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.csv").write_bytes(content)
+
+    assert run(tmp_path / "out", tmp_path / "a.csv", "--url", server.url) == 0
+    assert read(tmp_path / "out")["a.csv.out"].count(NEWLINE) == content.removeprefix(NAMES).count(NEWLINE)

@@ -18,7 +18,7 @@ from tempfile import SpooledTemporaryFile
 from typing import BinaryIO, cast
 
 from onnx_serve import __version__
-from onnx_serve.batch.kept_connection import KeptConnection
+from onnx_serve.batch.kept_connection import KeptConnection, cause
 from onnx_serve.batch.request_plan import Answered
 from onnx_serve.codecs.interface import Body
 from onnx_serve.errors import ContainerError, SettingsError, quote
@@ -27,7 +27,7 @@ from onnx_serve.inference import Reply
 
 __all__ = ["Container"]
 
-_OK, _FIRST_ERROR, _SERVER_ERROR = 200, 300, 500
+_OK, _SERVER_ERROR = 200, 500
 _ANSWER_MEMORY_BYTES = 16 << 20
 _READ_BYTES = 1 << 20
 _MESSAGE_BYTES = 1 << 16
@@ -142,7 +142,7 @@ class Container:
                 with connection.exchange("GET", path, None, _HEADERS, timeout_s) as response:
                     return response.status, response.read(_MESSAGE_BYTES)
             except (OSError, http.client.HTTPException) as ex:
-                raise ContainerError(f"{self.url}: {path}: {_cause(ex)}") from ex
+                raise ContainerError(f"{self.url}: {path}: {cause(ex)}") from ex
             finally:
                 connection.reset()
 
@@ -180,7 +180,7 @@ class Container:
         if isinstance(ex, TimeoutError):
             return ContainerError(f"no answer within {self._timeout_s:g} s", 0)
         if isinstance(ex, http.client.HTTPException) or (isinstance(ex, OSError) and not _is_disk(ex)):
-            return ContainerError(f"{self.url}: {_cause(ex)}", 0)
+            return ContainerError(f"{self.url}: {cause(ex)}", 0)
         return None
 
     def _connection(self) -> KeptConnection:
@@ -198,9 +198,9 @@ def _reply(response: http.client.HTTPResponse) -> Reply:
     """A good answer, complete.
 
     Raises:
-        ContainerError: The status is not one of success.
+        ContainerError: The status is not 200, the only one of success in the platform's contract.
     """
-    if response.status >= _FIRST_ERROR:
+    if response.status != _OK:
         message = _message(response.read(_MESSAGE_BYTES))
         pause = _pause_s(response) if response.status >= _SERVER_ERROR else None
         raise ContainerError(f"status {response.status}: {message}", pause)
@@ -267,19 +267,6 @@ def _split_url(url: str) -> tuple[bool, str, int | None, str]:
         raise SettingsError(f"--url: expected http://HOST:PORT, got {quote(url)}")
     path = parts.path if parts.path not in ("", "/") else "/invocations"
     return parts.scheme == "https", parts.hostname, port, f"{path}?{parts.query}" if parts.query else path
-
-
-def _cause(ex: OSError | http.client.HTTPException) -> str:
-    """What went wrong, in words that do not need a traceback beside them."""
-    if isinstance(ex, http.client.IncompleteRead):
-        return "the connection was closed in the middle of the answer"
-    if isinstance(ex, http.client.RemoteDisconnected):
-        return "the connection was closed without an answer"
-    if isinstance(ex, http.client.HTTPException):
-        return f"expected an answer in HTTP, got {quote(str(ex) or type(ex).__name__)}"
-    if isinstance(ex, TimeoutError):
-        return "no answer in time"
-    return str(ex.strerror or ex)
 
 
 def _is_disk(ex: Exception) -> bool:

@@ -8,28 +8,22 @@ filter. A newline inside a quoted CSV cell is not supported there, and so not he
 What a filter does not change is passed on byte for byte, so that no number loses a digit.
 """
 
-import csv
-import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
+from onnx_serve.batch import csv_rows
 from onnx_serve.batch.json_path import ROOT, JsonPath
+from onnx_serve.batch.media_types import CSV, JSON, JSON_LINES, bare
 from onnx_serve.errors import DecodeError, MismatchError, RequestError, UnsupportedMediaType, quote
 
 __all__ = ["DataProcessing", "data_format"]
 
 _OUTPUT, _INPUT = b"SageMakerOutput", b"SageMakerInput"
 _MAX_WIDTHS = 16
-_FORMATS = {
-    "text/csv": "csv",
-    "application/json": "json",
-    "application/jsonlines": "json",
-    "application/jsonl": "json",
-    "application/x-ndjson": "json",
-}
+_FORMATS = {CSV: "csv", **dict.fromkeys((JSON, *JSON_LINES), "json")}
 
 
 def data_format(media_type: str | None) -> str:
@@ -38,7 +32,7 @@ def data_format(media_type: str | None) -> str:
     Raises:
         UnsupportedMediaType: Any other.
     """
-    name = (media_type or "").partition(";")[0].strip().lower()
+    name = bare(media_type)
     if name not in _FORMATS:
         raise UnsupportedMediaType(
             f"filters and joins take text/csv, application/json or application/jsonlines, got {quote(name)}"
@@ -72,7 +66,7 @@ class DataProcessing:
         Args:
             data: Records of a file.
             media_type: Theirs.
-            whole: Whether JSON in ``data`` is one document, instead of one a line.
+            whole: Whether ``application/json`` in ``data`` is one document, instead of one a line.
             first: Number in its file of the first record, for messages.
 
         Raises:
@@ -81,7 +75,7 @@ class DataProcessing:
         if self.input_filter.is_root:
             return data
         select = self._selector(self.input_filter, data_format(media_type))
-        records = _records(data, whole=whole and data_format(media_type) == "json")
+        records = _records(data, whole=whole and bare(media_type) == JSON)
         return _text(_each(select, records, first, "input filter"))
 
     def answer(
@@ -108,7 +102,7 @@ class DataProcessing:
         if self.output_filter.is_root and not self.join:
             return answer
         kind = data_format(media_type)
-        whole = whole and kind == "json"
+        whole = whole and bare(media_type) == JSON
         records = _records(answer, whole=whole)
         if self.join:
             originals = _records(data, whole=whole)
@@ -129,14 +123,8 @@ class DataProcessing:
         return lambda text: orjson.dumps(path.select(_load(text)))
 
     def _select_csv(self, line: bytes, path: JsonPath) -> bytes:
-        cells = line.split(b",") if b'"' not in line else None
-        if cells is not None:
-            return b",".join([cells[column] for column in self._indices(path, len(cells))])
-        texts = _parse_row(line)
-        out = io.StringIO()
-        row = [texts[column] for column in self._indices(path, len(texts))]
-        csv.writer(out, lineterminator="").writerow(row)
-        return out.getvalue().encode("utf-8", "surrogateescape")
+        cells = csv_rows.cells(line)
+        return b",".join([cells[column] for column in self._indices(path, len(cells))])
 
     def _indices(self, path: JsonPath, width: int) -> list[int]:
         """The columns that the path selects from rows of so many; the path is evaluated once a width."""
@@ -179,15 +167,9 @@ def _text(records: list[bytes]) -> bytes:
     return b"".join([record + b"\n" for record in records])
 
 
-def _parse_row(line: bytes) -> list[str]:
-    try:
-        [row] = csv.reader([line.decode("utf-8", "surrogateescape")], strict=True)
-    except (csv.Error, ValueError) as ex:
-        raise DecodeError(f"expected a row of CSV as in RFC 4180, got {quote(line)}") from ex
-    return row
-
-
 def _join_csv(original: bytes, answer: bytes) -> bytes:
+    for row in (original, answer):
+        csv_rows.cells(row)
     return b"%b,%b" % (original, answer)
 
 

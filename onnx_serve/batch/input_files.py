@@ -3,6 +3,7 @@
 import glob
 import gzip
 import io
+import itertools
 import os
 import stat
 import zlib
@@ -13,6 +14,7 @@ from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import BinaryIO, cast
 
+from onnx_serve.batch.command_process import printable
 from onnx_serve.batch.output_folder import is_output_name
 from onnx_serve.errors import DecodeError, ServeError, SettingsError, UnsupportedMediaType, quote
 
@@ -158,11 +160,13 @@ class _CountedFile(io.FileIO):
 
 
 def find_inputs(arguments: Iterable[str], output: Path) -> list[InputFile]:
-    """The files that the arguments mean, in the order of the arguments, sorted within each.
+    """The files that the arguments name, in their order, each once.
 
     An argument is a file, a folder with all that is below it, or a pattern (``**`` is any depth). Folders are
     read without hidden files, names that begin with an underscore (``_SUCCESS``: what Hadoop, Spark and Arrow
-    take for no data) and the job's own outputs. A missing or unreadable input is in the list, with its problem.
+    take for no data) and the job's own outputs; links to folders are followed. Names are relative to the folder
+    that was given, or to the part of the pattern before its first wildcard. A missing or unreadable input is in
+    the list, with its problem, and so is a folder without any.
 
     Args:
         arguments: As on the command line.
@@ -174,14 +178,16 @@ def find_inputs(arguments: Iterable[str], output: Path) -> list[InputFile]:
     found: dict[str, InputFile] = {}
     places: set[tuple[str, Path]] = set()
     for argument in arguments:
-        for file in _expand(argument, output.absolute()):
+        for file in _expand(argument, _resolved(output)):
             place = (file.name, Path(os.path.normpath(file.path.absolute())))
             if place in places:
                 continue
             if file.name in found:
                 raise SettingsError(
-                    f"expected one input for each output, got {found[file.name].path} and {file.path} "
-                    f"for {file.name}.out"
+                    printable(
+                        f"expected one input for each output, got {found[file.name].path} and {file.path} "
+                        f"for {file.name}.out"
+                    )
                 )
             places.add(place)
             found[file.name] = file
@@ -191,22 +197,54 @@ def find_inputs(arguments: Iterable[str], output: Path) -> list[InputFile]:
 def _expand(argument: str, output: Path) -> Iterator[InputFile]:
     path = Path(argument)
     if path.is_dir():
-        yield from _walk(path, output)
+        files = list(_walk(path, output))
+        yield from files or [InputFile(path, path.name or "input", problem="the folder holds no input")]
     elif not os.path.lexists(path) and glob.has_magic(argument):
         matches = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207  takes absolute patterns, as a shell does
         if not matches:
             yield InputFile(path, argument.strip(os.sep) or "input", problem="no file matches")
-        for match in matches:
-            if not Path(match).is_dir() and not _is_output(Path(match), output):
-                yield _file(Path(match), Path(match).name)
+        yield from _matched([Path(match) for match in matches], _fixed_part(path), output)
     else:
         yield _file(path, path.name or "input")
 
 
+def _matched(matches: list[Path], folder: Path, output: Path) -> Iterator[InputFile]:
+    in_circles: dict[Path, bool] = {}
+    for match in matches:
+        place = match.parent
+        if place not in in_circles:
+            in_circles[place] = _is_circle(folder, place.relative_to(folder))
+        if not in_circles[place] and not match.is_dir() and not _is_output(match, output):
+            yield _file(match, match.relative_to(folder).as_posix())
+
+
+def _is_circle(folder: Path, below: Path) -> bool:
+    """Whether the way down from a folder leads through a link to one above it."""
+    if ".." in below.parts:
+        return False
+    way = [folder, *(folder.joinpath(*below.parts[: end + 1]) for end in range(len(below.parts)))]
+    return len(set(map(_resolved, way))) < len(way)
+
+
+def _fixed_part(pattern: Path) -> Path:
+    """The folder before the first wildcard."""
+    parts = itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts)
+    return Path(*parts)
+
+
 def _walk(folder: Path, output: Path) -> Iterator[InputFile]:
     problems: list[OSError] = []
-    for place, names, files in os.walk(folder, onerror=problems.append):
+    # Every folder with those above it, as they really are: a link to one of them would have no end.
+    above = {os.fspath(folder): frozenset({_resolved(folder)})}
+    for place, names, files in os.walk(folder, onerror=problems.append, followlinks=True):
+        line = above.pop(place)
         names[:] = sorted(name for name in names if not name.startswith((".", "_")))
+        for name in list(names):
+            real = _resolved(Path(place, name))
+            if real in line:
+                names.remove(name)
+            else:
+                above[os.path.join(place, name)] = line | {real}  # noqa: PTH118  as os.walk names it
         for name in sorted(files):
             path = Path(place, name)
             if not name.startswith((".", "_")) and not _is_output(path, output):
@@ -217,7 +255,12 @@ def _walk(folder: Path, output: Path) -> Iterator[InputFile]:
 
 
 def _is_output(path: Path, output: Path) -> bool:
-    return is_output_name(path.name) and path.absolute().is_relative_to(output)
+    return is_output_name(path.name) and _resolved(path.parent).is_relative_to(output)
+
+
+def _resolved(folder: Path) -> Path:
+    """The folder's path without links and ``..``, by which it is compared with others."""
+    return Path(os.path.realpath(folder))
 
 
 def _file(path: Path, name: str) -> InputFile:

@@ -14,8 +14,9 @@ from contextlib import suppress
 from typing import cast
 
 from onnx_serve.codecs.interface import Body
+from onnx_serve.errors import quote
 
-__all__ = ["KeptConnection"]
+__all__ = ["KeptConnection", "cause"]
 
 # The platform wants a connection accepted within 250 ms.
 _CONNECT_S = 10.0
@@ -96,6 +97,19 @@ class KeptConnection:
         if self._http.sock is not None:
             with suppress(OSError):
                 cast("_DeadlineSocket", self._http.sock).shutdown()
+
+
+def cause(ex: OSError | http.client.HTTPException) -> str:
+    """What went wrong in an exchange, in words that do not need a traceback beside them."""
+    if isinstance(ex, http.client.IncompleteRead):
+        return "the connection was closed in the middle of the answer"
+    if isinstance(ex, http.client.RemoteDisconnected):
+        return "the connection was closed without an answer"
+    if isinstance(ex, http.client.HTTPException):
+        return f"expected an answer in HTTP, got {quote(str(ex) or type(ex).__name__)}"
+    if isinstance(ex, TimeoutError):
+        return "no answer in time"
+    return str(ex.strerror or ex)
 
 
 def _pieces(body: Body) -> Iterator[bytes]:

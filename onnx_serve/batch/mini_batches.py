@@ -20,7 +20,6 @@ from onnx_serve.errors import DecodeError, PayloadTooLarge
 
 __all__ = ["MiniBatch", "line_batches", "recordio_batches"]
 
-_READ_BYTES = 1 << 20
 _FRAME = struct.Struct("<4sI")
 _LENGTH_BITS = 29
 _WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
@@ -103,19 +102,11 @@ def _packed_lines(stream: BinaryIO, limit_bytes: int) -> Iterator[MiniBatch]:
 
 def _single_lines(stream: BinaryIO, limit_bytes: int) -> Iterator[MiniBatch]:
     number = 0
-    rest = b""
-    while chunk := stream.read(_READ_BYTES):
-        lines = (rest + chunk).split(b"\n")
-        rest = lines.pop()
-        for line in lines:
-            number += 1
-            if len(line) >= limit_bytes:
-                raise _too_large(limit_bytes, number)
-            yield MiniBatch(line + b"\n", number, 1)
-        if len(rest) > limit_bytes:
-            raise _too_large(limit_bytes, number + 1)
-    if rest:
-        yield MiniBatch(rest, number + 1, 1)
+    while line := stream.readline(limit_bytes + 1):
+        number += 1
+        if len(line) > limit_bytes:
+            raise _too_large(limit_bytes, number)
+        yield MiniBatch(line, number, 1)
 
 
 def _recordio(stream: BinaryIO, limit_bytes: int) -> Iterator[tuple[bytes, bytes]]:

@@ -172,6 +172,8 @@ class OutputFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             descriptor = self._acquire()
+        except FileExistsError as ex:
+            raise SettingsError(f"--output {self.path}: expected a folder, got a file") from ex
         except OSError as ex:
             raise SettingsError(f"--output {self.path}: {ex.strerror or ex}") from ex
         try:

@@ -3,7 +3,10 @@
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TextIO
+
+from onnx_serve.batch.command_process import printable
 
 __all__ = ["Progress", "duration"]
 
@@ -60,9 +63,10 @@ class Progress:
                 self._write(f"{_CLEAR}{text[:_LINE_WIDTH]}" if self._is_terminal else f"{text}\n")
 
     def line(self, text: str) -> None:
-        """Shows a line that stays."""
+        """Shows a line that stays; what a terminal would not show as one is escaped."""
         with self._lock:
-            self._write(f"{_CLEAR if self._is_terminal and not self._quiet else ''}{text}\n")
+            clear = _CLEAR if self._is_terminal and not self._quiet else ""
+            self._write(f"{clear}{printable(text)}\n")
 
     def close(self) -> None:
         """Removes the bar."""
@@ -79,8 +83,10 @@ class Progress:
         return f"{bar}{part:.0%}, {self._done}/{self._files} files, {self._rows:,} rows, {rate:,.0f} rows/s, {left}"
 
     def _write(self, text: str) -> None:
-        self._stream.write(text)
-        self._stream.flush()
+        # A job goes on when nobody looks any more (``2>&1 | head``).
+        with suppress(BrokenPipeError):
+            self._stream.write(text)
+            self._stream.flush()
 
 
 def duration(seconds: float) -> str:

@@ -3,12 +3,11 @@
 import re
 from collections.abc import Iterable, Iterator
 
+from onnx_serve.batch.media_types import CSV, JSON_LINES, bare
 from onnx_serve.inference import Reply
 
 __all__ = ["count_lines", "count_placeholders", "count_records", "has_lines", "slices"]
 
-_CSV = "text/csv"
-_JSON_LINES = ("application/jsonlines", "application/jsonl", "application/x-ndjson")
 _COUNT_BYTES = 1 << 20
 # What ``record_errors: placeholder`` puts in the place of an answer (docs/formats.md).
 _CSV_PLACEHOLDER = re.compile(rb"^ERROR(?:,ERROR)*\r?$", re.MULTILINE)
@@ -17,21 +16,21 @@ _JSON_PLACEHOLDER = re.compile(rb'^\{"error": ?"', re.MULTILINE)
 
 def has_lines(media_type: str) -> bool:
     """Whether it is a text format of records."""
-    return _bare(media_type) in (_CSV, *_JSON_LINES)
+    return bare(media_type) in (CSV, *JSON_LINES)
 
 
 def count_records(reply: Reply) -> int:
     """Records of an answer in a text format of records; 0 for any other."""
     if not has_lines(reply.media_type):
         return 0
-    return count_lines(_chunks(reply), quoted=_bare(reply.media_type) == _CSV)
+    return count_lines(_chunks(reply), quoted=bare(reply.media_type) == CSV)
 
 
 def count_placeholders(reply: Reply) -> int:
     """Records of an answer in lines that are placeholders of bad ones; 0 for any other format."""
     if not has_lines(reply.media_type):
         return 0
-    pattern = _CSV_PLACEHOLDER if _bare(reply.media_type) == _CSV else _JSON_PLACEHOLDER
+    pattern = _CSV_PLACEHOLDER if bare(reply.media_type) == CSV else _JSON_PLACEHOLDER
     found = 0
     rest = b""
     for chunk in _chunks(reply):
@@ -74,7 +73,3 @@ def _chunks(reply: Reply) -> Iterator[bytes]:
     while chunk := reply.content.read(_COUNT_BYTES):
         yield chunk
     reply.content.seek(0)
-
-
-def _bare(media_type: str) -> str:
-    return media_type.partition(";")[0].strip().lower()

@@ -1,17 +1,21 @@
 """The command ``onnx-serve transform``: its arguments, the run, what it prints, its exit code."""
 
 import argparse
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from onnx_serve import allocator
+from onnx_serve.batch.command_process import (
+    EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
+    Terminated,
+    print_out,
+    sigterm_raises,
+)
 from onnx_serve.batch.input_files import InputFile, find_inputs
 from onnx_serve.batch.job_options import (
     add_format_options,
@@ -35,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add_parser", "job_environment", "run"]
 
-EXIT_DONE, EXIT_FAILED, EXIT_BAD_RECORDS, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 4, 130, 143
+EXIT_DONE, EXIT_FAILED, EXIT_BAD_RECORDS = 0, 1, 4
 
 _EPILOG = """\
 examples:
@@ -106,9 +110,21 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     job = _job(options)
     if options.url is not None and options.model_dir is not None:
         raise SettingsError("--url and --model-dir: expected one of them, got both")
+    summary = _Summary()
+    try:
+        with sigterm_raises(Terminated):
+            return _run(options, job, settings, summary)
+    except KeyboardInterrupt:
+        return summary.stopped(EXIT_INTERRUPTED)
+    except Terminated:
+        return summary.stopped(EXIT_TERMINATED)
+
+
+def _run(options: argparse.Namespace, job: TransformJob, settings: Settings, summary: "_Summary") -> int:
+    """Runs the job unless it is stopped; the summary gets what was done by then."""
     output = OutputFolder(options.output)
     files = find_inputs(options.inputs, options.output)
-    summary = _Summary(len(files))
+    summary.files = len(files)
     with output.lock():
         left = files
         if not options.overwrite:
@@ -122,7 +138,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
             summary.bad_records = sum(bad_before.values())
         progress = Progress(sys.stderr, len(left), sum(file.size for file in left), quiet=options.quiet)
         try:
-            with _sigterm_raises(), closing(progress):
+            with closing(progress):
                 for result in _results(
                     left,
                     output,
@@ -144,24 +160,15 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         except ServeError as ex:
             progress.line(f"onnx-serve: {ex}")
             return EXIT_FAILED
-        except KeyboardInterrupt:
-            return summary.stopped(EXIT_INTERRUPTED)
-        except _Terminated:
-            return summary.stopped(EXIT_TERMINATED)
     summary.show()
     return summary.exit_code
-
-
-class _Terminated(Exception):
-    """SIGTERM came."""
 
 
 class _Summary:
     """What became of all inputs."""
 
-    def __init__(self, files: int) -> None:
-        self.finished = self.done = self.failed = self.bad_records = 0
-        self._files = files
+    def __init__(self) -> None:
+        self.files = self.finished = self.done = self.failed = self.bad_records = 0
         self._rows = self._read_bytes = self._written_bytes = 0
         self._begin = time.monotonic()
 
@@ -181,7 +188,7 @@ class _Summary:
         seconds = time.monotonic() - self._begin
         bad = f"{self.bad_records:,} bad records, " if self.bad_records else ""
         return (
-            f"{self._files} files: {self.done} done, {self.finished} finished before, {self.failed} failed; "
+            f"{self.files} files: {self.done} done, {self.finished} finished before, {self.failed} failed; "
             f"{self._rows:,} rows, {bad}{self._read_bytes:,} bytes in, {self._written_bytes:,} bytes out, "
             f"{seconds:.1f} s, {self._rows / max(seconds, 1e-9):,.0f} rows/s"
         )
@@ -195,7 +202,7 @@ class _Summary:
 
     def show(self) -> None:
         """Prints it."""
-        sys.stdout.write(f"{self.text()}\n")
+        print_out(f"{self.text()}\n")
 
     def stopped(self, code: int) -> int:
         """Prints what was done before a signal came."""
@@ -226,23 +233,6 @@ def _results(
             output.remove(file.name)
         begin()
         yield from results
-
-
-@contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Ends the block as Ctrl-C does, so that nothing half done is left; only in the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def terminate(_number: int, _frame: FrameType | None) -> None:
-        raise _Terminated
-
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _job(options: argparse.Namespace) -> TransformJob:

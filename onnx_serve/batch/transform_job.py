@@ -89,6 +89,8 @@ class TransformJob:
     def resolve(self, answered: "ExecutionParameters | None") -> tuple[int, str, int]:
         """Concurrency, strategy and payload in MiB: the job's choice, else the container's, else the default.
 
+        Payload times concurrency is at most 100 MiB, as in ``check``; what the job has chosen stays.
+
         Args:
             answered: By the container to ``/execution-parameters``; None if it does not answer that.
         """
@@ -97,11 +99,14 @@ class TransformJob:
             concurrent = answered.max_concurrent_transforms
             strategy = answered.batch_strategy
             payload = answered.max_payload_mb
-        return (
-            self.max_concurrent or max(concurrent, 1),
-            self.batch_strategy or strategy,
-            payload if self.max_payload_mb is None else self.max_payload_mb,
-        )
+        concurrent = self.max_concurrent or min(max(concurrent, 1), _MAX_PRODUCT_MB)
+        payload = min(payload, _MAX_PRODUCT_MB) if self.max_payload_mb is None else self.max_payload_mb
+        if concurrent * payload > _MAX_PRODUCT_MB:
+            if self.max_concurrent:
+                payload = max(_MAX_PRODUCT_MB // concurrent, 1)
+            else:
+                concurrent = _MAX_PRODUCT_MB // payload
+        return concurrent, self.batch_strategy or strategy, payload
 
     def _check_numbers(self) -> None:
         for option, value, least, most in (

@@ -14,9 +14,10 @@ from itertools import chain
 from typing import BinaryIO
 
 from onnx_serve.batch.input_files import InputFile, plain_file
+from onnx_serve.batch.media_types import CSV, JSON, JSON_LINES, RECORDIO, bare
 from onnx_serve.batch.mini_batches import MiniBatch, line_batches, recordio_batches
 from onnx_serve.batch.output_folder import OutputFile, OutputFolder
-from onnx_serve.batch.pieces import CutFile, can_cut, pieces
+from onnx_serve.batch.pieces import CutFile, can_cut, checked, pieces
 from onnx_serve.batch.record_counts import count_placeholders, count_records, has_lines
 from onnx_serve.batch.request_plan import Answered, Plan, Target
 from onnx_serve.codecs.interface import Body
@@ -28,14 +29,7 @@ __all__ = ["Event", "Requests"]
 # A record of a job without a limit must still end somewhere.
 _LONGEST_RECORD_BYTES = 1 << 30
 # What the answer to a whole file is asked for in, where nothing else is: the same as went in.
-_MIRRORED = (
-    "text/csv",
-    "application/jsonlines",
-    "application/jsonl",
-    "application/x-ndjson",
-    "application/json",
-    "application/x-recordio-protobuf",
-)
+_MIRRORED = (CSV, *JSON_LINES, JSON, RECORDIO)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +132,8 @@ class Requests:
     def _mini_batch(self, file: InputFile, content_type: str, batch: MiniBatch) -> Event:
         with _placed(batch):
             answered = self._answer(batch.data, content_type, whole=False, first=batch.first)
+            if not self._target.counts_rows and has_lines(answered.reply.media_type):
+                checked(answered, batch.records)
         return Event(file, answered.reply, batch.records, answered.bad_records)
 
     def _cut(self, file: InputFile, content_type: str) -> Iterator[Callable[[], Event]]:
@@ -153,7 +149,7 @@ class Requests:
                 batches = pieces(stream, content_type, self._plan.max_bytes)
                 first, second = next(batches), next(batches, None)
                 if second is None:
-                    yield _guarded(file, lambda: _event(file, ask(first.data)))
+                    yield _guarded(file, lambda: _event(file, cut.whole(first)))
                 else:
                     for piece in chain((first, second), batches):
                         if file.name in self.failed:
@@ -214,7 +210,8 @@ class Requests:
             return answered
         reply = answered.reply
         bad = count_placeholders(reply) if self._job.record_errors == "placeholder" else 0
-        return Answered(reply, count_records(reply) or 1, bad)
+        rows = count_records(reply) if has_lines(reply.media_type) else 1
+        return Answered(reply, rows, bad)
 
     def _discard(self, name: str) -> None:
         output = self._written.pop(name, None)
@@ -231,7 +228,7 @@ class Requests:
         """What is asked for: by the platform exactly the job's choice; else at best what was sent."""
         if self._job.accept is not None or self._job.platform or self._target.counts_rows:
             return self._job.accept
-        name = content_type.partition(";")[0].strip().lower()
+        name = bare(content_type)
         return name if name in _MIRRORED else None
 
     def _answer(self, data: bytes, content_type: str, *, whole: bool, first: int) -> Answered:

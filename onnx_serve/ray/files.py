@@ -1,10 +1,13 @@
 """Files to files with Ray Data: it reads and cuts them, and writes a folder of Parquet files."""
 
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from onnx_serve.batch.output_folder import OutputFolder
 from onnx_serve.errors import SettingsError, quote
 from onnx_serve.ray.actors import ray_data
 from onnx_serve.ray.predictor import Dataset, predict
@@ -53,7 +56,7 @@ def transform_files(
 
     Args:
         inputs: Files or folders of one format, where all of Ray's machines see them.
-        output: A folder that is not there, or empty.
+        output: A folder that is not there, or empty; of a job that fails it has nothing.
         model_dir: As for ``OnnxPredictor``.
         header: Whether the first line of each CSV file names its columns; else they are ``f0``, ``f1``, ...
         settings: As for ``OnnxPredictor``.
@@ -65,9 +68,7 @@ def transform_files(
     Raises:
         SettingsError: Ray is not installed, the inputs are of another format, or the output folder is not empty.
     """
-    folder = Path(output)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise SettingsError(f"output: expected an empty folder, got {quote(output)}")
+    folder = Path(output).absolute()
     kind = _kind(inputs)
     settings = settings or {}
     marks_errors = settings.get("record_errors") == "placeholder"
@@ -75,10 +76,38 @@ def transform_files(
         if header:
             raise SettingsError("record_errors: placeholder needs CSV without a line of names on Ray")
         kind = "csv lines"
-    dataset, lines = _read(kind, [str(path) for path in inputs], header=header)
-    made = predict(dataset, model_dir, settings=settings, lines=lines, **options)
-    made.write_parquet(str(folder.absolute()))
-    return _count(folder, marks_errors=marks_errors)
+    with _whole(folder) as partial:
+        dataset, lines = _read(kind, [str(path) for path in inputs], header=header)
+        made = predict(dataset, model_dir, settings=settings, lines=lines, **options)
+        made.write_parquet(str(partial))
+        return _count(partial, marks_errors=marks_errors)
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """Where files may be written that appear in the folder at the block's end, all or none.
+
+    Raises:
+        SettingsError: The folder has something in it already, or another job writes there.
+    """
+    with OutputFolder(folder).lock():
+        if any(map(_is_data, folder.iterdir())):
+            raise SettingsError(f"output: expected an empty folder, got {quote(folder)}")
+        # Readers of Parquet leave such names out, should the job be killed.
+        partial = folder / "_partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            yield partial
+            # Ray makes the folder when it has something to write.
+            for file in list(partial.glob("*")):
+                file.replace(folder / file.name)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _is_data(path: Path) -> bool:
+    """Not what is hidden, nor what Hadoop, Spark and Arrow take for no data (``_SUCCESS``)."""
+    return not path.name.startswith((".", "_"))
 
 
 def _read(kind: str, paths: list[str], *, header: bool) -> tuple[Dataset, str | None]:
@@ -102,7 +131,11 @@ def _kind(inputs: Sequence[str | Path]) -> str:
     """The format, by the suffixes of the files, or of those in the folders."""
     kinds = set()
     for path in map(Path, inputs):
-        files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+        files = (
+            [file for file in path.rglob("*") if file.is_file() and _is_data(file)]
+            if path.is_dir()
+            else [path]
+        )
         kinds |= {_KINDS.get(file.suffix.lower(), file.suffix) for file in files}
     if len(kinds) != 1 or not kinds <= set(_KINDS.values()):
         raise SettingsError(

@@ -4,31 +4,20 @@ The rules are those of ``rehearsal_rules``; what is checked here needs no contai
 """
 
 import io
-import re
 from collections.abc import Iterator
 
 import orjson
 
+from onnx_serve.batch import csv_rows
+from onnx_serve.batch.media_types import CSV, JSON, JSON_LINES, RECORDIO, bare
 from onnx_serve.batch.mini_batches import recordio_batches
-from onnx_serve.errors import ServeError, quote
+from onnx_serve.errors import DecodeError, ServeError, quote
 from onnx_serve.rehearsal.rehearsal_rules import Severity
 
-__all__ = ["AnswerChecks", "answer_lines", "bare_type"]
-
-# One row of CSV as RFC 4180 and Go's encoding/csv have it: a quote stands around a cell or is doubled within one.
-_CELL = rb'(?:"(?:[^"]|"")*"|[^",]*)'
-_ROW = re.compile(rb"%b(?:,%b)*" % (_CELL, _CELL))
-_QUOTED_CELL = re.compile(rb'"(?:[^"]|"")*"')
-_JSON_LINES = frozenset({"application/jsonlines", "application/jsonl", "application/x-ndjson"})
-_RECORDIO = "application/x-recordio-protobuf"
+__all__ = ["AnswerChecks", "answer_lines"]
 
 # A broken rule, what came, and a graver severity where the job makes it so.
 Problem = tuple[str, str, Severity | None]
-
-
-def bare_type(content_type: str | None) -> str:
-    """The media type without parameters, in lower case; empty without one."""
-    return (content_type or "").partition(";")[0].strip().lower()
 
 
 def answer_lines(answer: bytes) -> list[bytes]:
@@ -66,17 +55,17 @@ class AnswerChecks:
             records: In its request.
         """
         yield from self._check_type(content_type)
-        kind = bare_type(content_type) or bare_type(self._accept)
-        text = kind.startswith("text/") or kind in _JSON_LINES or (kind == "application/json")
+        kind = bare(content_type) or bare(self._accept)
+        text = kind.startswith("text/") or kind in (*JSON_LINES, JSON)
         if text:
             yield from self._check_end(answer)
         if self._split == "none":
-            if kind == "application/json" and answer.strip():
+            if kind == JSON and answer.strip():
                 yield from self._check_json([answer])
             return
         if text:
             yield from self._check_lines(answer, records, kind)
-        elif kind == _RECORDIO:
+        elif kind == RECORDIO:
             yield from _check_recordio(answer, records)
 
     def _check_type(self, content_type: str | None) -> Iterator[Problem]:
@@ -85,9 +74,9 @@ class AnswerChecks:
             return
         if ";" in content_type:
             yield "type with parameters", f"got {quote(content_type)}", None
-        accepted = {bare_type(part) for part in (self._accept or "*/*").split(",")}
+        accepted = {bare(part) for part in (self._accept or "*/*").split(",")}
         wild = any(part.endswith("/*") for part in accepted)
-        if not wild and bare_type(content_type) not in accepted:
+        if not wild and bare(content_type) not in accepted:
             yield "type not accepted", f"expected {quote(self._accept)}, got {quote(content_type)}", None
 
     def _check_end(self, answer: bytes) -> Iterator[Problem]:
@@ -111,21 +100,19 @@ class AnswerChecks:
         if blank is not None:
             yield "blank lines", f"line {blank} of the answer", None
         lines = [line for line in lines if line.strip()]
-        if kind == "text/csv":
+        if kind == CSV:
             yield from self._check_csv(lines)
-        elif kind in _JSON_LINES or kind == "application/json":
+        elif kind in (*JSON_LINES, JSON):
             yield from self._check_json(lines)
 
     def _check_csv(self, lines: list[bytes]) -> Iterator[Problem]:
         for number, line in enumerate(lines, 1):
-            if b'"' in line:
-                row = line.removesuffix(b"\r")
-                if not _ROW.fullmatch(row):
-                    yield "csv syntax", f"line {number}: {quote(row)}", "fails" if self._processing else None
-                    return
-                columns = len(_QUOTED_CELL.sub(b"", row).split(b","))
-            else:
-                columns = line.count(b",") + 1
+            row = line.removesuffix(b"\r")
+            try:
+                columns = len(csv_rows.cells(row))
+            except DecodeError:
+                yield "csv syntax", f"line {number}: {quote(row)}", "fails" if self._processing else None
+                return
             if self._columns is None:
                 self._columns = columns
             elif columns != self._columns:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 from urllib.parse import urlsplit
 
-from onnx_serve.batch.kept_connection import KeptConnection
+from onnx_serve.batch.kept_connection import KeptConnection, cause
 from onnx_serve.codecs.interface import Body
 from onnx_serve.errors import SettingsError, quote
 
@@ -135,11 +135,13 @@ class Client:
         except TimeoutError:
             exchange = Exchange("timeout", f"no complete answer within {timeout_s:g} s")
         except ConnectionRefusedError as ex:
-            exchange = Exchange("refused", _words(ex))
+            exchange = Exchange("refused", cause(ex))
         except (http.client.RemoteDisconnected, http.client.IncompleteRead, OSError) as ex:
-            exchange = Exchange("dropped", _words(ex))
-        except (http.client.HTTPException, ValueError) as ex:
-            exchange = Exchange("garbage", f"expected an answer of HTTP, got {_words(ex)}")
+            exchange = Exchange("dropped", cause(ex))
+        except http.client.HTTPException as ex:
+            exchange = Exchange("garbage", cause(ex))
+        except ValueError as ex:
+            exchange = Exchange("garbage", f"expected an answer in HTTP, got {quote(ex)}")
         finally:
             if exchange.failure:
                 self._connection.reset()
@@ -159,9 +161,3 @@ class Client:
                 "dropped", f"the connection was closed {answer.length} bytes before the answer's end"
             )
         return Exchange("", "", answer.status, answer.headers.get("Content-Type"), b"".join(parts))
-
-
-def _words(ex: Exception) -> str:
-    """The error in one short line."""
-    text = (ex.strerror if isinstance(ex, OSError) else None) or str(ex) or type(ex).__name__
-    return quote(" ".join(text.split())).strip('"')

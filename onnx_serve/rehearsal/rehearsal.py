@@ -230,7 +230,7 @@ class Job:
         if work.batch is not None:
             try:
                 answer = self._job.processing.answer(
-                    work.batch.data, answer, work.media_type,
+                    work.batch.data, answer, self._job.accept or exchange.content_type,
                     whole=self._job.split_type == "none", first=work.batch.first,
                 )  # fmt: skip
             except RequestError as ex:

@@ -3,16 +3,14 @@
 import argparse
 import os
 import shlex
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
+from onnx_serve.batch.command_process import EXIT_INTERRUPTED, print_out, printable, sigterm_raises
 from onnx_serve.batch.input_files import InputFile, find_inputs
 from onnx_serve.batch.job_options import (
     add_format_options,
@@ -35,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add_parser", "run"]
 
-EXIT_PASSED, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
+EXIT_PASSED, EXIT_FAILED = 0, 1
 _READY_S = 1800
 _PORT = 8080
 _MAX_VARIABLES = 16
@@ -114,14 +112,12 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         SettingsError: An argument is wrong, or the container cannot be started.
     """
     job = _job(options)
-    files = find_inputs(options.inputs, options.output or Path(os.devnull))
-    if not files:
-        raise SettingsError(f"--input: expected at least one file, got none in {quote(options.inputs[0])}")
     if options.report is not None and options.report.is_dir():
         raise SettingsError(f"--report: expected a file, got the folder {quote(options.report)}")
     output = OutputFolder(options.output) if options.output is not None else None
     try:
-        with _sigterm_interrupts(), output.lock() if output is not None else nullcontext():
+        with sigterm_raises(KeyboardInterrupt), output.lock() if output is not None else nullcontext():
+            files = find_inputs(options.inputs, options.output or Path(os.devnull))
             report = _rehearse(options, job, files, output, environ)
     except KeyboardInterrupt:
         sys.stderr.write("onnx-serve: stopped\n")
@@ -258,8 +254,7 @@ def _show(report: "Report", options: argparse.Namespace) -> int:
     import json  # noqa: PLC0415  only here
 
     document = json.dumps(report.to_json(), indent=2) + "\n"
-    sys.stdout.write(report.to_text() if options.format == "text" else document)
-    sys.stdout.flush()
+    print_out(report.to_text() if options.format == "text" else document)
     if options.report is not None:
         try:
             options.report.write_text(document, encoding="utf-8")
@@ -300,21 +295,4 @@ def _variables(texts: list[str]) -> dict[str, str]:
 
 
 def _tell(line: str) -> None:
-    sys.stderr.write(f"onnx-serve: {line}\n")
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does, so that no container is left; only in the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    sys.stderr.write(f"onnx-serve: {printable(line)}\n")

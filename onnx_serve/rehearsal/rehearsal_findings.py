@@ -46,7 +46,7 @@ class Finding:
             "why": rule.why,
             "fix": rule.fix,
             "basis": rule.basis,
-            "source": rule.source,
+            "source": rule.url,
         }
 
 

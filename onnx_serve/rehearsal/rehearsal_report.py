@@ -4,6 +4,7 @@ import statistics
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from onnx_serve.batch.command_process import printable
 from onnx_serve.batch.transform_job import TransformJob
 from onnx_serve.rehearsal.rehearsal_findings import Finding
 from onnx_serve.rehearsal.rehearsal_output import Totals
@@ -119,7 +120,7 @@ class Report:
             lines += ["", "advice", *(f"  - {line}" for line in advice)]
         if self.log and not self.passed:
             lines += ["", "the end of the container's log", *(f"  {line}" for line in self.log)]
-        return "\n".join(lines) + "\n"
+        return "".join(f"{printable(line)}\n" for line in lines)
 
     def advice(self) -> list[str]:
         """What to change, most of all in the three parameters."""
@@ -175,7 +176,7 @@ class Report:
             lines += ["", f"{finding.severity}: {finding.name}{times} at {finding.where}"]
             if finding.detail:
                 lines.append(f"  what: {finding.detail}")
-            lines += [f"  why:  {rule.why}", f"  do:   {rule.fix}", f"  rule: {rule.basis}, {rule.source}"]
+            lines += [f"  why:  {rule.why}", f"  do:   {rule.fix}", f"  rule: {rule.basis}, {rule.url}"]
         return lines or ["", "no findings"]
 
     def _split_advice(self) -> list[str]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from onnx_serve.batch.csv_rows import is_number
 from onnx_serve.batch.input_files import InputFile
 from onnx_serve.batch.mini_batches import MiniBatch, line_batches, recordio_batches
 from onnx_serve.batch.request_plan import Plan
@@ -93,11 +94,11 @@ class Streamed:
 def header_line(data: bytes) -> str:
     """The first line if it is unlike all that follow: no cell of it a number, all of theirs; else nothing."""
     lines = data[:_LOOKED_AT_BYTES].splitlines()[:_LOOKED_AT_LINES]
-    if len(lines) < 2 or any(map(_is_number, lines[0].split(b","))):  # noqa: PLR2004  a header and a record
+    if len(lines) < 2 or any(map(is_number, lines[0].split(b","))):  # noqa: PLR2004  a header and a record
         return ""
     # The last one may be cut.
     cells = [cell for line in lines[1:-1] or lines[1:] for cell in line.split(b",")]
-    return lines[0][:80].decode("utf-8", "replace") if all(map(_is_number, cells)) else ""
+    return lines[0][:80].decode("utf-8", "replace") if all(map(is_number, cells)) else ""
 
 
 def _whole(data: bytes, limit: int) -> Iterator[MiniBatch]:
@@ -106,11 +107,3 @@ def _whole(data: bytes, limit: int) -> Iterator[MiniBatch]:
             f"the file is longer than the {limit} bytes that MaxPayloadInMB allows a request"
         )
     yield MiniBatch(data, 1, 1)
-
-
-def _is_number(cell: bytes) -> bool:
-    try:
-        float(cell.strip(b' "') or b"0")
-    except ValueError:
-        return False
-    return True

@@ -43,6 +43,14 @@ class Rule:
     why: str
     fix: str
 
+    @property
+    def url(self) -> str:
+        """Where the source can be read; the source itself where that is no page."""
+        if self.source.endswith(".html"):
+            return f"https://docs.aws.amazon.com/sagemaker/latest/{self.source}"
+        repository, issue, number = self.source.partition("#")
+        return f"https://github.com/{repository}/issues/{number}" if issue else self.source
+
 
 RULES: dict[str, Rule] = {
     "never ready": Rule(
