@@ -17,7 +17,7 @@ _CONCURRENT, _PAYLOADS_MB, _PRODUCT_MB = (1, 2, 3, 4, 8), (1, 6, 25, 50), 100
 _PROBE_S = 0.4
 _MAX_JOB_BYTES = 512 * MIB
 _CONTENDERS = 3
-_PATIENCE = 3
+_PATIENCE = 1
 
 
 class Choice(NamedTuple):
@@ -65,6 +65,7 @@ class Sweep:
     """The answer against what could have been chosen; intervals are of the ratio of throughputs.
 
     Attributes:
+        own: What the server answers.
         records: Of one job.
         own_rate: Median records a second under the answer.
         rates: Records a second of every choice that was screened, None where the job failed.
@@ -72,6 +73,7 @@ class Sweep:
         forced: What the server answers to a job of one request at a time, and its throughput over theirs.
     """
 
+    own: Choice
     records: int
     own_rate: float
     rates: dict[Choice, float | None] = field(default_factory=dict)
@@ -139,14 +141,15 @@ def distinct(source: Source, records: int) -> list[Choice]:
     return list(found.values())
 
 
-def sweep(bench: Bench, own: Answer) -> Sweep:
-    """Screens every choice once, then runs the answer and the best of them in turn.
+def sweep(bench: Bench) -> Sweep:
+    """Screens every choice once, then runs the server's answer and the best of them in turn.
 
     Raises:
         JobFailedError: A job that follows the answer fails.
         StartFailedError: The server does not start.
     """
     with serving(bench.model_dir, bench.variables, bench.limits) as server:
+        own = server.answer()
         records = job_records(server, bench.source, own, bench.seconds)
         mine = Choice(own.concurrent, own.limit_mb, own.strategy)
         choices = [choice for choice in distinct(bench.source, records) if choice != mine]
@@ -155,8 +158,8 @@ def sweep(bench: Bench, own: Answer) -> Sweep:
     ranked = sorted((rate, choice) for choice, rate in rates.items() if rate is not None)
     best = [choice for _, choice in reversed(ranked[-_CONTENDERS:])]
     if not best:
-        return Sweep(records, own_rate, rates)
-    return _pairs(bench, own, best, records, rates)
+        return Sweep(mine, records, own_rate, rates)
+    return _pairs(bench, mine, best, records, rates)
 
 
 def _screen(bench: Bench, choices: Iterable[Choice], records: int) -> dict[Choice, float | None]:
@@ -193,7 +196,7 @@ def _screen_with(
 
 
 def _pairs(
-    bench: Bench, own: Answer, best: list[Choice], records: int, rates: dict[Choice, float | None]
+    bench: Bench, own: Choice, best: list[Choice], records: int, rates: dict[Choice, float | None]
 ) -> Sweep:
     """Everyone's server stays up; jobs take turns, each round starting with another."""
     with ExitStack() as stack:
@@ -214,6 +217,7 @@ def _pairs(
                 took[index].append(measure(server, bench.source, records, answer))
     ratio: Callable[[int, int], Interval] = lambda above, below: ratio_interval(took[above], took[below])  # noqa: E731
     return Sweep(
+        own,
         records,
         sorted(took[0])[len(took[0]) // 2],
         rates,

@@ -1,6 +1,6 @@
 """Whether the execution parameters are true: memory as predicted, throughput as good as any choice, quickly found.
 
-    python -m bench.parameters ZOO [--models a,b] [--memory 512m --cpus 1] [--quick] [--json FILE]
+    python -m bench.parameters ZOO [--models a,b] [--parts memory] [--memory 512m --cpus 1] [--quick] [--json FILE]
 
 ZOO is a folder of bench.model_zoo; what it lacks is built. Every model is served as a transform job would, by a
 fresh process with SAGEMAKER_BATCH=true and no other setting, and asked for its answer. Then
@@ -12,8 +12,11 @@ throughput   every distinct choice of concurrency, payload and strategy is scree
              one request at a time. These servers share a cache of calibrations; nothing else differs.
 calibration  what the server says it took.
 
-With --memory and --cpus every server runs in a control group of its own, and a job of a hundred payloads of 6 MB
-must end without a kill and without a 5xx, or the server must have refused to start with exit code 3.
+container    with --memory and --cpus every server runs in a control group of its own, and a job of a hundred payloads
+             of 6 MB must end without a kill and without a 5xx, or the server must have refused to start with exit
+             code 3.
+
+--parts names some of memory, throughput and container; without a limit there is no container.
 The client shares the processors with the server.
 """
 
@@ -33,9 +36,10 @@ from bench.control_group import ControlGroup, ControlGroupError
 from bench.memory_job import ContainerJob, MemoryJob, container_job, memory_job
 from bench.model_zoo import ZooModel, build, chosen
 from bench.parameter_sweep import Bench, Sweep, sweep
-from bench.payloads import MIB, draw
+from bench.payloads import MIB, Source, draw
 from bench.server_process import StartFailedError
 
+_PARTS = frozenset({"memory", "throughput", "container"})
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _HEADER = (
     "model", "answer", "worst format", "predicted MiB", "actual MiB", "predicted / actual", "by format",
@@ -48,6 +52,7 @@ class Plan:
     """What is measured, and for how long.
 
     Attributes:
+        parts: Of ``_PARTS``.
         limits: Bytes of memory and processors of every server's container; None for the machine's.
         rounds: Interleaved pairs.
         seconds: Of one measurement of throughput.
@@ -56,6 +61,7 @@ class Plan:
         cache: Folder of calibrations for the servers whose throughput is measured.
     """
 
+    parts: frozenset[str]
     limits: tuple[int, float] | None
     rounds: int
     seconds: float
@@ -90,6 +96,16 @@ def prove(name: str, model: ZooModel, model_dir: Path, plan: Plan) -> Proof:
     """Measures one model; whatever fails is a note, never the end of the run."""
     sources = [draw(model, content_type) for content_type in model.formats]
     notes: list[str] = []
+    jobs = _memory_jobs(model_dir, sources, plan, notes) if "memory" in plan.parts else []
+    found = _sweep(name, model_dir, sources[0], plan, notes) if "throughput" in plan.parts else None
+    container = None
+    if plan.limits and "container" in plan.parts:
+        container = container_job(model_dir, sources, plan.limits, plan.container_s)
+        notes.append(f"100 x 6 MB {container.verdict}: {container.detail}")
+    return Proof(name, jobs, found, container, notes)
+
+
+def _memory_jobs(model_dir: Path, sources: list[Source], plan: Plan, notes: list[str]) -> list[MemoryJob]:
     jobs: list[MemoryJob] = []
     try:
         for source in sources:
@@ -101,27 +117,25 @@ def prove(name: str, model: ZooModel, model_dir: Path, plan: Plan) -> Proof:
                 notes.append(f"{source.content_type}: cut after {plan.memory_s:.0f} s")
     except StartFailedError as ex:
         notes.append(f"not started, exit {ex.code}: {ex}")
-    found = None
-    if jobs:
-        variables = {"SAGEMAKER_BATCH": "true"}
-        if "calibration_seconds" in jobs[0].answer.terms:
-            variables["ONNX_SERVE_CALIBRATION_CACHE"] = f"{plan.cache}/{name}"
-        bench = Bench(model_dir, sources[0], variables, plan.limits, plan.rounds, plan.seconds)
-        try:
-            found = sweep(bench, jobs[0].answer)
-        except (JobFailedError, StartFailedError) as ex:
-            notes.append(f"sweep: {ex}")
-    container = None
-    if plan.limits:
-        container = container_job(model_dir, sources, plan.limits, plan.container_s)
-        notes.append(f"100 x 6 MB {container.verdict}: {container.detail}")
-    return Proof(name, jobs, found, container, notes)
+    return jobs
+
+
+def _sweep(name: str, model_dir: Path, source: Source, plan: Plan, notes: list[str]) -> Sweep | None:
+    variables = {"SAGEMAKER_BATCH": "true", "ONNX_SERVE_CALIBRATION_CACHE": f"{plan.cache}/{name}"}
+    bench = Bench(model_dir, source, variables, plan.limits, plan.rounds, plan.seconds)
+    try:
+        return sweep(bench)
+    except (JobFailedError, StartFailedError) as ex:
+        notes.append(f"sweep: {ex}")
+        return None
 
 
 def row(proof: Proof) -> list[str]:
     """A line of the table."""
     worst, found = proof.worst, proof.sweep
     cells = [proof.model, *(["n/a"] * (len(_HEADER) - 2)), "; ".join(proof.notes)]
+    if found:
+        cells[1] = str(found.own)
     if worst:
         answer = worst.answer
         cells[1:3] = [str(answer), worst.content_type]
@@ -154,6 +168,7 @@ def document(proof: Proof) -> dict[str, Any]:
         "memory": [{**asdict(job), "ratio": job.ratio} for job in proof.jobs],
         "sweep": found
         and {
+            "own": str(found.own),
             "records": found.records,
             "own_rate": found.own_rate,
             "rates": {str(choice): rate for choice, rate in found.rates.items()},
@@ -176,10 +191,18 @@ def _size(text: str) -> int:
     return int(found[1]) * _UNITS[found[2]]
 
 
+def _parts(text: str) -> frozenset[str]:
+    parts = frozenset(text.split(","))
+    if not parts <= _PARTS:
+        raise argparse.ArgumentTypeError(f'expected some of {", ".join(sorted(_PARTS))}, got "{text}"')
+    return parts
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measures whether the execution parameters are true.")
     parser.add_argument("zoo", type=Path, help="folder of the models; those it lacks are built")
     parser.add_argument("--models", help="some of them, separated by commas (default: all)")
+    parser.add_argument("--parts", type=_parts, default=_PARTS, help="some of them (default: all)")
     parser.add_argument(
         "--memory", type=_size, help="of every server's container, e.g. 512m (default: no limit)"
     )
@@ -205,7 +228,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache:
         quick = options.quick
         plan = Plan(
-            limits, options.rounds, 1 if quick else 3, 15 if quick else 60, 30 if quick else 300, cache
+            options.parts,
+            limits,
+            options.rounds,
+            1 if quick else 3,
+            15 if quick else 60,
+            30 if quick else 300,
+            cache,
         )
         print(_line(_HEADER), _line(["---"] * len(_HEADER)), sep="\n", flush=True)
         for name, model in chosen(options.models).items():
