@@ -26,9 +26,9 @@ Batch Transform such a line is an error, because the platform's splitter sends i
 ``skip`` reads it as a record of zeros instead, whose prediction means nothing and only keeps the rows in step.
 There ``present`` refuses a first line with a number in a column of numbers: it would be a record that is lost.
 
-**How.** The exact parser (``csv_parsers.parse_exactly``) defines all of this. NumPy's and pyarrow's parsers are only taken
-at their word where they cannot differ from it: on any doubt or error of theirs the exact parser reads the
-chunk again, and so every error names its line, column and value.
+**How.** The exact parser (``csv_parsers.parse_exactly``) defines all of this. The parsers of simdjson, NumPy and pyarrow
+are only taken at their word where they cannot differ from it: on any doubt or error of theirs the exact parser
+reads the chunk again, and so every error names its line, column and value.
 """
 
 from collections.abc import Iterable, Iterator

@@ -53,7 +53,8 @@ def read_header(
             return without_header, chunk, 1
         raise DecodeError(
             "the first line looks like a header; Batch Transform sends it in the first mini-batch only: "
-            'remove it from the input files, or set csv_header to "skip" to answer it with a placeholder row',
+            'remove it from the input files, or set csv_header to "skip" to answer it with a placeholder row; where '
+            "it comes with all of its records, say so: text/csv; header=present",
             line=1,
         )
     return _after_header(

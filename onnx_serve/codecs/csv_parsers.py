@@ -1,12 +1,14 @@
-"""Three ways from whole CSV records to a model's inputs, of which the exact one decides what they mean."""
+"""Four ways from whole CSV records to a model's inputs, of which the exact one decides what they mean."""
 
 import io
+import re
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import simdjson
 
 from onnx_serve.codecs.csv_cells import NUMERIC_BYTES, READERS
 from onnx_serve.codecs.csv_records import count_records, locate, read_record, record_end, records
@@ -15,10 +17,13 @@ from onnx_serve.codecs.interface import BadRecord
 from onnx_serve.errors import DecodeError
 from onnx_serve.tensors import DataType, Tensors
 
-__all__ = ["parse", "parse_each", "parse_exactly", "parse_with_loadtxt"]
+__all__ = ["parse", "parse_each", "parse_exactly", "parse_plain", "parse_with_loadtxt"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
+_PLAIN_NUMBER = b"0123456789+-.eE"
+_NEGATIVE_ZERO = re.compile(rb"-0(?![.0-9eE])")
+_WIDE: dict[str, Literal["d", "i", "u"]] = {"float64": "d", "int64": "i", "uint64": "u"}
 # Below this size, or above this many columns, loadtxt is faster than pyarrow, whose cost is 0.2 ms a call and
 # 6 us a column; above, they are equally fast and pyarrow lets other threads run.
 _ARROW_MIN_BYTES = 128 << 10
@@ -47,6 +52,8 @@ def parse(chunk: bytes, table: Table, line: int) -> Tensors:
 
 def _parse_fast(chunk: bytes, table: Table) -> Tensors | None:
     """The inputs by the library that suits the chunk; None if the exact parser suits it, or has to decide."""
+    if table.uniform is not None and (block := parse_plain(chunk, table)) is not None:
+        return block
     if table.uniform is None:
         # In the time that pyarrow needs for a column, the exact parser reads so many bytes.
         column_bytes = 600 if all(field.spec.dtype is DataType.STRING for field in table.fields) else 100
@@ -58,6 +65,34 @@ def _parse_fast(chunk: bytes, table: Table) -> Tensors | None:
 
         return (csv_arrow.parse_columns if table.uniform is None else csv_arrow.parse_uniform)(chunk, table)
     return None if table.uniform is None else parse_with_loadtxt(chunk, table)
+
+
+def parse_plain(chunk: bytes, table: Table) -> Tensors | None:
+    """The inputs of a chunk that holds nothing but JSON's numbers, or None for what another parser has to read.
+
+    Such lines are a JSON list once their ends are commas. simdjson reads it in two fifths of pyarrow's time, and
+    flattens it: that every line has as many cells is shown by what is left without the bytes of numbers.
+
+    Args:
+        chunk: Whole records, not empty.
+        table: Uniform.
+    """
+    assert table.uniform is not None
+    text = chunk.replace(b"\r\n", b"\n") if b"\r" in chunk else chunk
+    text = text.removesuffix(b"\n")
+    rows = text.count(b"\n") + 1
+    commas = b"," * (table.width - 1)
+    if text.translate(None, _PLAIN_NUMBER) != (commas + b"\n") * (rows - 1) + commas:
+        return None
+    try:
+        numbers: Any = simdjson.Parser().parse(b"[" + text.replace(b"\n", b",") + b"]")
+        values = np.frombuffer(numbers.as_buffer(of_type=_WIDE[table.uniform.name]), table.uniform)
+    except (ValueError, TypeError, RuntimeError):
+        return None
+    # An integer to simdjson, so that it has no sign.
+    if table.uniform.kind == "f" and not values.all() and _NEGATIVE_ZERO.search(text):
+        return None
+    return table.cut(values.reshape(rows, table.width)) if values.size == rows * table.width else None
 
 
 def parse_with_loadtxt(chunk: bytes, table: Table) -> Tensors | None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from codec_laws import decode_rows, signature
 from onnx_serve.codecs import csv, csv_parsers
 from onnx_serve.codecs.csv_arrow import parse_columns, parse_uniform
-from onnx_serve.codecs.csv_parsers import parse_exactly, parse_with_loadtxt
+from onnx_serve.codecs.csv_parsers import parse_exactly, parse_plain, parse_with_loadtxt
 from onnx_serve.codecs.csv_table import fixed_table
 from onnx_serve.codecs.interface import CodecOptions
 from onnx_serve.errors import DecodeError
@@ -40,6 +40,7 @@ MODELS = {
     "string, bool": signature(("s", "string", ["N", 1]), ("b", "bool", ["N"])),
 }
 PARSERS: dict[str, Parser] = {
+    "plain": parse_plain,
     "loadtxt": parse_with_loadtxt,
     "uniform": parse_uniform,
     "columns": parse_columns,
@@ -280,6 +281,25 @@ def test_the_size_of_chunks_changes_nothing(name: str, chunk_bytes: int) -> None
         assert results[0] == results[1], body
 
 
+@pytest.mark.parametrize(
+    ("name", "body"),
+    [
+        ("float", b"1,-2.5e-3\n0.0,12345678901234567890\n"),
+        ("double", b"0.1,-0.0\r\n1E5,3"),
+        ("half", b"1,65504\n"),
+        ("one float", b"1"),
+        ("int8", b"-128,127\n"),
+        ("int64", b"9007199254740993,-9223372036854775808\n"),
+        ("uint64", b"18446744073709551615,0\n"),
+    ],
+)
+def test_plain_numbers_need_no_other_parser(name: str, body: bytes) -> None:
+    table = fixed_table(MODELS[name])
+    assert table is not None
+    assert parse_plain(body, table) is not None
+    check_agreement(body, MODELS[name])
+
+
 def test_the_exact_parser_joins_what_it_reads_in_pieces() -> None:
     rows = csv_parsers._EXACT_CELLS + 3
     table = fixed_table(MODELS["float, string"])
@@ -297,7 +317,7 @@ from codec_laws import decode_rows, signature
 from onnx_serve.codecs import table
 model = signature(("x", "float", ["N", 2]))
 for rows in (1000, 100_000):
-    decode_rows(table.BY_MEDIA_TYPE["text/csv"], b"1,2\\n" * rows, model)
+    decode_rows(table.BY_MEDIA_TYPE["text/csv"], b"1,NA\\n" * rows, model)
     print("pyarrow" in sys.modules)
 """
     search = f"import sys; sys.path[:0] = {sys.path!r}\n"
