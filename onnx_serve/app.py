@@ -1,5 +1,6 @@
 """The Falcon application: routes, and the one table from errors to statuses."""
 
+import errno
 import logging
 import uuid
 from typing import Any
@@ -14,6 +15,8 @@ from onnx_serve.sagemaker import ExecutionParametersResource, Invocations, Ping,
 __all__ = ["STATUS", "create_app"]
 
 _log = logging.getLogger("onnx_serve")
+
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 # Falcon looks for the nearest base class, so a new error is a client's error until it is listed here.
 STATUS: dict[type[errors.ServeError], str] = {
@@ -78,6 +81,12 @@ def _answer_unforeseen(
 ) -> None:
     if isinstance(ex, MemoryError):
         _answer(req, resp, errors.OutOfMemory("this request needs more memory than there is"), _params)
+        return
+    if isinstance(ex, OSError) and ex.errno in _NO_SPACE:
+        # Long bodies and answers lie in the temporary directory while they are made.
+        _log.error("cannot write to the temporary directory: %s", ex.strerror)
+        problem = "this request and its answer need more room on the server's disk than there is"
+        _answer(req, resp, errors.OutOfMemory(problem), _params)
         return
     _answer_failure(req, resp, ex, "InternalServerError")
 

@@ -71,9 +71,11 @@ def _to_string(array: Array, name: str) -> Array:
         return array.astype(object)
     if array.dtype.kind == "S":
         try:
-            return np.char.decode(array, "utf-8").astype(object)
+            # Not by numpy.char.decode, which makes an array of four bytes a character first.
+            texts = [item.decode() for item in array.ravel().tolist()]
         except UnicodeDecodeError:
             raise MismatchError(f'input "{name}": expected STRING, got bytes that are no UTF-8') from None
+        return np.array(texts, object).reshape(array.shape)
     flat = array.ravel()
     if array.dtype.kind != "O" or not all(type(item) is str for item in flat):
         wrong = np.array([type(item) is not str for item in flat], np.bool_).reshape(array.shape)

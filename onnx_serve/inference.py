@@ -34,7 +34,6 @@ from onnx_serve.errors import (
     DeadlineExceeded,
     DecodeError,
     NotAcceptable,
-    PayloadTooLarge,
     SettingsError,
     UnsupportedMediaType,
     quote,
@@ -43,8 +42,6 @@ from onnx_serve.tensors import Feed, Signature, Tensors, Values, conform
 
 __all__ = ["SMALL_BYTES", "Inference", "Limits", "Reply", "check_wanted"]
 
-# Below this a whole document always fits, and asking the kernel for its memory costs more than the request.
-_ALWAYS_FITS_BYTES = 1 << 20
 # Up to this an answer is sent as it is; a longer one is read from where it was written, without another copy.
 _COPIED_BYTES = 1 << 20
 # Requests of so few bytes take next to no memory: many of them may be let in to share a run.
@@ -139,7 +136,12 @@ class Inference:
         media_type, codec, decode = _request_codec(content_type)
         answer_type, encode, has_place = self._answer_codec(accept, codec)
         options = self._options if has_place else self._failing
-        self._check_fits(body, codec, media_type)
+        body = replace(body, room=self._limits.available_bytes)
+        body.check_room(
+            int(codec.whole * body.length),
+            f"{media_type.name}: a body of {body.length} bytes",
+            "send application/jsonlines, text/csv or application/x-npy, which are decoded in blocks",
+        )
         since = time.monotonic()
         with self._admission.permit(small=self.engine.merges and body.length <= SMALL_BYTES):
             check_wanted(body, since)
@@ -208,19 +210,6 @@ class Inference:
         if request is table.NPY and len(self.signature.outputs) > 1:
             return table.NPZ
         return request
-
-    def _check_fits(self, body: Body, codec: Codec, media_type: MediaType) -> None:
-        """A document that cannot be cut into blocks must fit in memory whole, several times over."""
-        needed = int(codec.whole * body.length)
-        if body.length <= _ALWAYS_FITS_BYTES or not needed:
-            return
-        available = self._limits.available_bytes()
-        if needed > available:
-            raise PayloadTooLarge(
-                f"{media_type.name}: a body of {body.length} bytes is decoded whole and needs about "
-                f"{needed >> 20} MiB, of which {available >> 20} MiB are left; send application/jsonlines, "
-                f"text/csv or application/x-npy, which are decoded in blocks"
-            )
 
 
 def _told(blocks: Iterable[Values], on_block: Callable[[Values], None]) -> Iterator[Values]:

@@ -4,6 +4,7 @@ The platform loads a model before its first request, unloads others when it is t
 names that it makes up: https://docs.aws.amazon.com/sagemaker/latest/dg/mms-container-apis.html.
 """
 
+import re
 from typing import Any
 
 import falcon
@@ -18,9 +19,10 @@ from onnx_serve.sagemaker import invoke
 __all__ = ["add_routes"]
 
 _COMMAND_BYTES = 1 << 20
-# Of Multi Model Server: https://github.com/awslabs/multi-model-server/blob/master/docs/management_api.md
+# Of Multi Model Server, which cuts what is more: https://github.com/awslabs/multi-model-server/blob/master/docs/management_api.md
 _DEFAULT_LIMIT = 100
 _MAX_LIMIT = 1000
+_LIMIT = re.compile(r"0*[1-9][0-9]{0,18}")
 
 
 def add_routes(app: "falcon.App[Any, Any]", repository: Repository) -> None:
@@ -97,8 +99,8 @@ def _text(command: dict[str, Any], key: str) -> str:
 def _limit(text: str | None) -> int:
     if text is None:
         return _DEFAULT_LIMIT
-    if not text.isascii() or not text.isdigit() or len(text) > len(str(_MAX_LIMIT)) or not int(text):
-        raise DecodeError(f"limit: expected a number from 1 to {_MAX_LIMIT}, got {quote(text)}")
+    if not _LIMIT.fullmatch(text):
+        raise DecodeError(f"limit: expected a number of models, 1 or more, got {quote(text)}")
     return min(int(text), _MAX_LIMIT)
 
 

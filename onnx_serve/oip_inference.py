@@ -6,7 +6,7 @@ its JSON header is stands outside of it. So the codec is fixed, and the reply sa
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from tempfile import SpooledTemporaryFile
 from typing import BinaryIO, cast
 
@@ -16,16 +16,16 @@ from onnx_serve.codecs import oip_binary
 from onnx_serve.codecs.interface import Body, CodecOptions
 from onnx_serve.codecs.json_outputs import merge
 from onnx_serve.codecs.oip_json import requested
-from onnx_serve.errors import DeadlineExceeded, PayloadTooLarge
+from onnx_serve.errors import DeadlineExceeded
 from onnx_serve.inference import SMALL_BYTES, Limits, check_wanted
-from onnx_serve.tensors import Feed, Signature, Values, conform
+from onnx_serve.tensors import DataType, Feed, Signature, Values, conform
 
 __all__ = ["OipInference", "OipReply"]
 
-# Below this a message always fits, and asking the kernel for its memory costs more than the request.
-_ALWAYS_FITS_BYTES = 1 << 20
-# Bytes of memory at the peak for a byte of JSON (as ``json`` measured it) and for one of binary data.
+# Bytes of memory at the peak for a byte of JSON (as ``json`` measured it), and for one of binary data: that of
+# BYTES becomes Python's strings, 80 bytes for two characters behind their length.
 _JSON_MULTIPLE = 20
+_BYTES_MULTIPLE = 20
 _BINARY_MULTIPLE = 2
 
 
@@ -84,7 +84,7 @@ class OipInference:
         Raises:
             ServeError: Whatever was wrong; see ``errors``.
         """
-        self._check_fits(body.length, header_length)
+        self._check_room(replace(body, room=self._limits.available_bytes), header_length)
         since = time.monotonic()
         with self._admission.permit(small=self._engine.merges and body.length <= SMALL_BYTES):
             check_wanted(body, since)
@@ -118,15 +118,13 @@ class OipInference:
                 raise DeadlineExceeded(f"the request took longer than {self._limits.timeout_s:g} s")
             yield outputs
 
-    def _check_fits(self, length: int, header_length: int | None) -> None:
+    def _check_room(self, body: Body, header_length: int | None) -> None:
         """A message is decoded whole, so it must fit in memory, its JSON several times over."""
-        if length <= _ALWAYS_FITS_BYTES:
-            return
-        json_length = length if header_length is None else min(header_length, length)
-        needed = _JSON_MULTIPLE * json_length + _BINARY_MULTIPLE * (length - json_length)
-        available = self._limits.available_bytes()
-        if needed > available:
-            raise PayloadTooLarge(
-                f"a request of {length} bytes, {json_length} of them JSON, is decoded whole and needs about "
-                f"{needed >> 20} MiB, of which {available >> 20} MiB are left; send tensors as binary data"
-            )
+        json_length = body.length if header_length is None else min(header_length, body.length)
+        takes_text = any(spec.dtype is DataType.STRING for spec in self.signature.inputs)
+        multiple = _BYTES_MULTIPLE if takes_text else _BINARY_MULTIPLE
+        body.check_room(
+            _JSON_MULTIPLE * json_length + multiple * (body.length - json_length),
+            f"a request of {body.length} bytes, {json_length} of them JSON,",
+            "send less in one" if takes_text else "send tensors as binary data",
+        )

@@ -1,6 +1,7 @@
 """Routes and statuses, through Falcon's own test client."""
 
 import dataclasses
+import errno
 import io
 import json
 import logging
@@ -73,6 +74,8 @@ def post(target: TestClient, body: bytes = b"1,2", **headers: str) -> Any:
         (errors.DeadlineExceeded("x"), 504),
         (errors.OutOfMemory("x"), 507),
         (MemoryError(), 507),
+        (OSError(errno.ENOSPC, "No space left on device"), 507),
+        (OSError(errno.EIO, "Input/output error"), 500),
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -170,6 +170,34 @@ def test_whole_documents_must_fit_in_memory() -> None:
     assert ask(target, b"[1,2]\n" * rows, "application/jsonlines")[0] == "application/json"
 
 
+def _archive(rows: int) -> bytes:
+    file = io.BytesIO()
+    np.savez_compressed(file, x=np.zeros((rows, 2), np.float32))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "message"),
+    [
+        ("application/jsonlines", b"[1," * 600_000, "a line of [0-9]* bytes or more .* send shorter lines"),
+        ("text/csv", b"1," * 900_000, "a line of [0-9]* bytes or more .* send shorter lines"),
+        ("text/libsvm", b"1 1:1" + b" 2:2" * 500_000, "a line of [0-9]* bytes or more .* send shorter lines"),
+        ("application/x-npz", _archive(2_000_000), "an archive of [0-9]* bytes unpacked .* send fewer rows"),
+        (
+            "application/x-recordio-protobuf",
+            b"\x0a" * 900_000,
+            "a record of 900000 bytes .* send smaller records",
+        ),
+    ],
+)
+def test_what_is_held_whole_must_fit_in_memory(content_type: str, body: bytes, message: str) -> None:
+    """One long line or record, or an archive that unpacks to a hundred times its size, is refused beforehand."""
+    target = inference(limits=Limits(1 << 20, lambda: 15 << 20))
+
+    with pytest.raises(PayloadTooLarge, match=message):
+        ask(target, body, content_type)
+
+
 def test_a_request_may_take_so_long_only() -> None:
     with pytest.raises(DeadlineExceeded, match="longer than"):
         ask(inference(limits=Limits(1 << 20, lambda: GIB, timeout_s=1e-9)), b"1,2\n")

@@ -134,9 +134,14 @@ def test_pages(client: TestClient, folder: Path) -> None:
     assert "nextPageToken" not in client.simulate_get("/models").json
 
 
-@pytest.mark.parametrize("limit", ["0", "-1", "x", "1e3", "99999", "1.0", "²"])
+@pytest.mark.parametrize("limit", ["0", "-1", "x", "", "1e3", "1.0", "²"])
 def test_wrong_limits(client: TestClient, limit: str) -> None:
     assert client.simulate_get("/models", params={"limit": limit}).status_code == 400
+
+
+@pytest.mark.parametrize("limit", ["1001", "9999", "99999", "1" + 18 * "0"])
+def test_more_than_a_page_can_hold_is_cut(client: TestClient, limit: str) -> None:
+    assert client.simulate_get("/models", params={"limit": limit}).json == {"models": []}
 
 
 @pytest.mark.parametrize(

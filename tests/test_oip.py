@@ -328,6 +328,27 @@ def test_a_message_must_fit_in_memory(folder: Path) -> None:
     repository.close()
 
 
+def test_bytes_are_charged_for_the_strings_that_they_become(tmp_path: Path) -> None:
+    onnx_models.identity(tmp_path / "model.onnx", onnx_models.STRING, ("N",))
+    machine = dataclasses.replace(read_machine(), memory_limit_bytes=20 << 20)
+    repository = Repository(dataclasses.replace(Settings(), model_dir=tmp_path), machine)
+    repository.load()
+    client = TestClient(create_app(repository))
+    raw = b"\x02\0\0\0ab" * (2 << 20)
+    entry = {
+        "name": "x",
+        "shape": [2 << 20],
+        "datatype": "BYTES",
+        "parameters": {"binary_data_size": len(raw)},
+    }
+    head = json.dumps({"inputs": [entry]}).encode()
+
+    answer = infer(client, head + raw, Inference_Header_Content_Length=str(len(head)))
+    assert answer.status_code == 413
+    assert "needs about 240 MiB, of which 20 MiB are left; send less in one" in answer.json["error"]
+    repository.close()
+
+
 def test_a_deadline(folder: Path) -> None:
     repository = started(folder, request_timeout_ms=1)
     client = TestClient(create_app(repository))

@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 from codec_laws import OPTIONS, signature
 from onnx_serve.codecs.oip_binary import InferRequest, read_request, write_response
 from onnx_serve.errors import DecodeError, EncodeError, MismatchError
-from onnx_serve.tensors import DataType, MapTable, Signature, Values, conform
+from onnx_serve.tensors import DataType, MapTable, RowAxis, Signature, Values, conform
 
 MODEL = signature(("x", "float", ["N", 2]), outputs=[("p", "float", ["N", 2]), ("q", "int64", ["N"])])
 TEXT = signature(("t", "string", ["N"]), outputs=[("u", "string", ["N"])])
@@ -259,6 +260,49 @@ def test_any_bytes_are_a_request_or_an_error(junk: bytes, length: int) -> None:
         assert len(text) < 1000
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("x", 'input "x": expected FLOAT[N, 2], got BYTES'),
+        ("z", 'expected the inputs "x" FLOAT[N, 2]: unknown "z"'),
+    ],
+    ids=["known", "unknown"],
+)
+def test_bytes_for_another_input_are_refused_before_they_are_strings(name: str, words: str) -> None:
+    raw = b"\xff" * 8  # no strings
+    body, length = message(raw, inputs=[binary(8, name=name, datatype="BYTES")])
+
+    with pytest.raises(MismatchError) as caught:
+        read_request(body, length, MODEL)
+    assert words in str(caught.value)
+
+
+def test_a_message_of_nothing_says_so() -> None:
+    with pytest.raises(DecodeError, match="got an empty body"):
+        read_request(b"", None, MODEL)
+
+
+def test_a_wrong_shape_is_shown() -> None:
+    body, length = message(RAW, inputs=[binary(8, shape=[-1, 2])])
+
+    with pytest.raises(DecodeError, match=r'input "x": expected a shape like \[2, 4\], got \[-1, 2\]'):
+        read_request(body, length, MODEL)
+
+
+def test_strings_are_written_without_an_object_for_each() -> None:
+    """A response of short strings takes about its own bytes."""
+    count = 100_000
+    request = InferRequest({}, None, (), frozenset({"u"}))
+    texts = np.full(count, "ab", object)
+    tracemalloc.start()
+    _, raw = answer(request, {"u": texts}, TEXT)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert raw == count * b"\x02\x00\x00\x00ab"
+    assert peak < 6 * len(raw)
+
+
 def test_plain_json_is_the_same_as_exact_json() -> None:
     """The fast way through simdjson and the slow one give one result."""
     plain, _ = message(inputs=[{**X, "data": [1.5, -2]}], id="a", outputs=[{"name": "p"}])
@@ -275,10 +319,11 @@ def test_plain_json_is_the_same_as_exact_json() -> None:
     [
         (MODEL, RAW * 3, (3, 2)),
         (signature(("x", "float", [2, 1])), RAW, (2, 1)),
-        (signature(("x", "float", [])), RAW[:4], ()),
+        (signature(("x", "float", []), row_axis=RowAxis.NONE), RAW[:4], ()),
+        (signature(("x", "float", [1, 2]), row_axis=RowAxis.FIXED), RAW * 3, (3, 2)),
         (signature(("x", "string", ["N"])), b"\x01\x00\x00\x00a", (1,)),
     ],
-    ids=["rows", "fixed", "scalar", "string"],
+    ids=["rows", "fixed", "scalar", "fixed rows", "string"],
 )
 def test_raw_bodies(model: Signature, body: bytes, shape: tuple[int, ...]) -> None:
     """Without a header the size tells the shape, and the answer is binary."""
@@ -291,13 +336,14 @@ def test_raw_bodies(model: Signature, body: bytes, shape: tuple[int, ...]) -> No
 @pytest.mark.parametrize(
     ("model", "body", "words"),
     [
-        (MODEL, RAW + b"x", "expected 8 bytes for"),
-        (signature(("x", "float", ["N", "M"])), RAW, "at most one free dimension"),
+        (MODEL, RAW + b"x", "expected a multiple of 8 bytes, got 9 bytes"),
+        (signature(("x", "int4", ["N"])), b"a", "do not tell how many elements of 4 bits"),
+        (signature(("x", "float", ["N", "M"])), RAW, "several free dimensions"),
         (signature(("x", "float", [1]), ("y", "float", [1])), RAW, "a model of one input"),
         (signature(("x", "string", [2])), RAW, "an input of one element"),
         (signature(("x", "seq(tensor(float))", [])), RAW, "a tensor as input"),
     ],
-    ids=["size", "free", "inputs", "strings", "sequence"],
+    ids=["size", "half bytes", "free", "inputs", "strings", "sequence"],
 )
 def test_raw_bodies_that_tell_no_shape(model: Signature, body: bytes, words: str) -> None:
     with pytest.raises((DecodeError, MismatchError), match=words):

@@ -14,7 +14,8 @@ out.
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeAlias
@@ -82,18 +83,19 @@ def plan(schema: pa.Schema, signature: Signature) -> Plan:
         DecodeError: They cannot; the message names the columns that are missing, unknown or of no use.
     """
     names = [name for name in schema.names if not _INDEX.fullmatch(name)]
-    if len(set(names)) < len(names):
-        again = next(name for name in names if names.count(name) > 1)
+    again = next((name for name, count in Counter(names).items() if count > 1), None)
+    if again is not None:
         raise DecodeError(f"expected each column once, got {quote(again)} again")
+    types = dict(zip(schema.names, schema.types, strict=True))
     for name in names:
-        _check_type(name, schema.field(name).type)
+        _check_type(name, types[name])
     specs = signature.inputs
     if not specs or not all(spec.is_tensor for spec in specs):
         raise DecodeError(f"columns cannot feed the inputs {signature.describe_inputs() or '(none)'}")
     widths = [signature.record_width(spec) for spec in specs]
     if set(names) == {spec.name for spec in specs}:
         return Plan(tuple((spec, (spec.name,)) for spec in specs), signature)
-    lists = [name for name in names if _is_list(schema.field(name).type)]
+    lists = [name for name in names if _is_list(types[name])]
     if len(specs) == len(names) == 1 and (lists or widths == [1]):
         return Plan(((specs[0], (names[0],)),), signature)
     if lists or (len(specs) > 1 and set(widths) == {1}):
@@ -119,9 +121,10 @@ def _by_place(names: list[str], widths: list[int | None], signature: Signature) 
 
 
 def _wrong_names(names: list[str], signature: Signature) -> DecodeError:
-    expected = [spec.name for spec in signature.inputs]
-    missing = [name for name in expected if name not in names]
-    unknown = [name for name in names if name not in expected]
+    expected = {spec.name: None for spec in signature.inputs}
+    given = dict.fromkeys(names)
+    missing = [name for name in expected if name not in given]
+    unknown = [name for name in given if name not in expected]
     parts = [
         f"{word} {', '.join(map(quote, some[:_SHOWN]))}{', ...' * (len(some) > _SHOWN)}"
         for word, some in (("missing", missing), ("unknown", unknown))
@@ -180,8 +183,11 @@ def blocks(batch: pa.RecordBatch, table: Plan, first: int, block_bytes: int) -> 
     for start, stop in _runs(batch, table):
         for row in range(start, stop, step):
             part = batch.slice(row, min(step, stop - row))
+            columns = _by_name(part)
             block = {
-                spec.name: _input(part, names, spec, table.signature, first + row)
+                spec.name: _input(
+                    {name: columns[name] for name in names}, part.num_rows, spec, table.signature, first + row
+                )
                 for spec, names in table.inputs
             }
             if not table.signature.has_rows:
@@ -189,11 +195,17 @@ def blocks(batch: pa.RecordBatch, table: Plan, first: int, block_bytes: int) -> 
             yield block
 
 
+def _by_name(batch: pa.RecordBatch) -> dict[str, ArrowArray]:
+    """A batch's columns. Asked for one by one, each would cost time in proportion to all of them."""
+    return dict(zip(batch.schema.names, batch.columns, strict=True))
+
+
 def _runs(batch: pa.RecordBatch, table: Plan) -> Iterator[tuple[int, int]]:
     """The rows whose lists have the same lengths, from and up to."""
     change = np.zeros(batch.num_rows, np.bool_)
+    columns = _by_name(batch)
     for name in table.columns:
-        column = batch.column(name)
+        column = columns[name]
         if pat.is_list(column.type) or pat.is_large_list(column.type):
             lengths = pc.list_value_length(column).fill_null(-1).to_numpy(zero_copy_only=False)
             change[1:] |= lengths[1:] != lengths[:-1]
@@ -202,18 +214,17 @@ def _runs(batch: pa.RecordBatch, table: Plan) -> Iterator[tuple[int, int]]:
 
 
 def _input(
-    batch: pa.RecordBatch, names: Sequence[str], spec: TensorSpec, signature: Signature, first: int
+    columns: Mapping[str, ArrowArray], rows: int, spec: TensorSpec, signature: Signature, first: int
 ) -> Array:
-    """An input's values in these rows, ``[rows, *shape of a record]``."""
-    rows = batch.num_rows
-    if len(names) == 1:
-        column = batch.column(names[0])
-        flat, written = _flatten(column, names[0], first)
-        values = _elements(flat, spec, names[0], first, math.prod(written)).reshape(rows, math.prod(written))
-    elif not names:
+    """An input's values in these rows of its columns, ``[rows, *shape of a record]``."""
+    if len(columns) == 1:
+        [(name, column)] = columns.items()
+        flat, written = _flatten(column, name, first)
+        values = _elements(flat, spec, name, first, math.prod(written)).reshape(rows, math.prod(written))
+    elif not columns:
         values, written = np.empty((rows, 0), spec.dtype.numpy), ()
     else:
-        values, written = _matrix(batch, names, spec, first), ()
+        values, written = _matrix(columns, rows, spec, first), ()
     try:
         shape = record_shape.fit(values.shape[1], written, spec, signature)
     except DecodeError as ex:
@@ -221,19 +232,18 @@ def _input(
     return values.reshape(rows, *shape)
 
 
-def _matrix(batch: pa.RecordBatch, names: Sequence[str], spec: TensorSpec, first: int) -> Array:
+def _matrix(columns: Mapping[str, ArrowArray], rows: int, spec: TensorSpec, first: int) -> Array:
     """Columns of single values side by side."""
-    columns = [batch.column(name) for name in names]
-    kinds = {column.type for column in columns}
+    kinds = {column.type for column in columns.values()}
     if kinds <= {pa.float32()} or kinds <= {pa.float64()}:
-        table = pa.RecordBatch.from_arrays(columns, names=list(names))
+        table = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
         values: Array = np.asarray(table.to_tensor(null_to_nan=True, row_major=True))
         try:
             return cast(values, spec)
         except MismatchError:
             pass  # which column and record: found below
-    matrix = np.empty((batch.num_rows, len(names)), spec.dtype.numpy)
-    for place, (name, column) in enumerate(zip(names, columns, strict=True)):
+    matrix = np.empty((rows, len(columns)), spec.dtype.numpy)
+    for place, (name, column) in enumerate(columns.items()):
         matrix[:, place] = _elements(column, spec, name, first, 1)
     return matrix
 

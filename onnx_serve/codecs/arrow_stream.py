@@ -47,7 +47,8 @@ def decode(
         schema = ipc.open_stream(file).schema
         plan = arrow_inputs.plan(schema, signature)
         file.seek(0)
-        fields = [schema.names.index(name) for name in plan.columns]
+        places = {name: place for place, name in enumerate(schema.names)}
+        fields = [places[name] for name in plan.columns]
         reader = ipc.open_stream(file, options=ipc.IpcReadOptions(included_fields=fields, use_threads=False))
     except arrow_inputs.DAMAGE as ex:
         raise _damaged(ex) from None
@@ -62,15 +63,15 @@ def _blocks(reader: Any, plan: Any, limit: int, block_bytes: int) -> Iterator[Te
         try:
             batch = reader.read_next_batch()
             batch.validate(full=True)
+            # A column of nulls, or none at all, has rows without bytes.
+            if (done + batch.num_rows) * max(1, plan.row_bytes()) > limit:
+                raise _too_large(limit)
             yield from arrow_inputs.blocks(batch, plan, done + 1, block_bytes)
         except StopIteration:
             return
         except arrow_inputs.DAMAGE as ex:
             raise _damaged(ex) from None
         done += batch.num_rows
-        # A column of nulls has rows without bytes.
-        if done * plan.row_bytes() > limit:
-            raise _too_large(limit)
 
 
 def _check_messages(file: Bounded, limit: int) -> None:

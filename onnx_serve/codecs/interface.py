@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, BinaryIO, Literal, TypeAlias
 
-from onnx_serve.errors import DecodeError
+from onnx_serve.errors import DecodeError, PayloadTooLarge
 from onnx_serve.tensors import Signature, Tensors, Values
 
 __all__ = [
@@ -20,6 +20,12 @@ __all__ = [
     "MediaType",
     "Place",
 ]
+
+
+# So much always fits, and asking the kernel for its memory costs more than a small request.
+_ALWAYS_FITS_BYTES = 16 << 20
+# Bytes of memory for a byte of a line at the most: JSON's shortest values as Python's objects.
+_LINE_MULTIPLE = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +49,33 @@ class Body:
         stream: Read from its current position to its end, once.
         length: Bytes it holds.
         gone: Tells whether whoever sent it has gone, so that nobody waits for an answer; None if that is not known.
+        room: Tells how many bytes of memory are left; None if that is not known.
     """
 
     stream: BinaryIO
     length: int
     gone: Callable[[], bool] | None = None
+    room: Callable[[], int] | None = None
+
+    def check_room(self, needed: int, what: str, advice: str) -> None:
+        """Refuses what is decoded whole where memory has no room for it.
+
+        Args:
+            needed: Bytes of memory that it takes at the peak.
+            what: Names it: ``a line of 20 bytes``.
+            advice: What its sender can do instead.
+
+        Raises:
+            PayloadTooLarge: More is needed than is left.
+        """
+        if self.room is None or needed <= _ALWAYS_FITS_BYTES:
+            return
+        available = self.room()
+        if needed > available:
+            raise PayloadTooLarge(
+                f"{what} is decoded whole and needs about {needed >> 20} MiB, of which {max(available, 0) >> 20} MiB "
+                f"are left; {advice}"
+            )
 
     def read_all(self) -> bytes:
         """The whole body, for formats that cannot be cut."""
@@ -58,6 +86,9 @@ class Body:
 
         Only the last piece may lack the newline. It is a line alone only where no newline is read along with it,
         or the body's length is a multiple of ``chunk_bytes``. No piece is empty.
+
+        Raises:
+            PayloadTooLarge: A line is longer than memory can hold decoded.
         """
         rest: list[bytes] = []
         while chunk := self._read(chunk_bytes):
@@ -65,6 +96,10 @@ class Body:
             end = len(chunk) if is_last else chunk.rfind(b"\n") + 1
             if not end:
                 rest.append(chunk)
+                length = len(rest) * chunk_bytes
+                self.check_room(
+                    _LINE_MULTIPLE * length, f"a line of {length} bytes or more", "send shorter lines"
+                )
                 continue
             yield b"".join((*rest, chunk[:end])) if rest else chunk[:end]
             rest = [chunk[end:]] if end < len(chunk) else []

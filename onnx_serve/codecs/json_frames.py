@@ -3,12 +3,13 @@
 https://mlflow.org/docs/latest/ml/deployment/deploy-model-locally/#json-input
 """
 
+from collections import Counter
 from typing import Any
 
 from onnx_serve.codecs.interface import BadRecord
 from onnx_serve.codecs.json_syntax import check_keys, describe
 from onnx_serve.codecs.records import Grammar
-from onnx_serve.errors import DecodeError
+from onnx_serve.errors import DecodeError, quote
 
 __all__ = ["records_of_lists", "records_of_objects"]
 
@@ -92,8 +93,9 @@ def _frame(columns: list[Any], rows: list[Any], model: Grammar) -> list[Any]:
     Several inputs of one value each are columns themselves: filled in order, a renamed one would go unseen.
     """
     names = [column if isinstance(column, str) else str(column) for column in columns]
-    if len(set(names)) != len(names):
-        raise DecodeError("expected each column once")
+    again = next((name for name, count in Counter(names).items() if count > 1), None)
+    if again is not None:
+        raise DecodeError(f"expected each column once, got {quote(again)} again")
     by_name = set(names) == model.names
     if not by_name and len(model.fields) > 1 and all(field.width == 1 for field in model.fields):
         raise DecodeError(f"columns: {model.names_differ(names)}")

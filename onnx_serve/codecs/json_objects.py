@@ -19,7 +19,8 @@ __all__ = ["read_objects"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
-_SPACE = rb"[ \t\r\n]*"
+# Possessive: a run of spaces is looked at once, however long it is.
+_SPACE = rb"[ \t\r\n]*+"
 _KEY = rb'\{%b"[^"\\\x00-\x1f]*"%b:%b' % (_SPACE, _SPACE, _SPACE)
 _NAME = re.compile(rb'"([^"]*)"')
 # Up to the first list of numbers, with the envelope's brace if there is one, and the first record's keys.

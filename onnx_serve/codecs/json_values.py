@@ -20,7 +20,7 @@ __all__ = ["Field", "Irregular", "column", "gather", "only_index", "tensor"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
-# A float beyond this may be a rounded neighbour of the whole number that was written.
+# A float from here on may be a rounded neighbour of the whole number that was written.
 _EXACT_WHOLE = 1 << 53
 _NON_FINITE = {None: math.nan, "NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -183,7 +183,7 @@ def _whole(number: float) -> int:
     """A whole number that was written as one, or as ``1.0``."""
     if isinstance(number, int):
         return number
-    if not (abs(number) <= _EXACT_WHOLE and number.is_integer()):
+    if not (abs(number) < _EXACT_WHOLE and number.is_integer()):
         raise Irregular
     return int(number)
 

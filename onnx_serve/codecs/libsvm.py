@@ -100,6 +100,8 @@ def _make_table(media_type: MediaType, signature: Signature) -> _Table:
 def _blocks(body: Body, table: _Table, chunk_bytes: int) -> Iterator[Tensors]:
     line = 1
     for chunk in body.lines(chunk_bytes):
+        if len(chunk) > chunk_bytes:
+            _check_long_line(chunk.partition(b"\n")[0], line, table)
         lines = _parse(chunk, line)
         _check_indices(lines, table)
         step = max(1, _BLOCK_VALUES // max(1, table.width))
@@ -111,6 +113,13 @@ def _blocks(body: Body, table: _Table, chunk_bytes: int) -> Iterator[Tensors]:
                 rows = len(next(iter(block.values())))
                 yield from ({name: array[row, ...] for name, array in block.items()} for row in range(rows))
         line += lines.count
+
+
+def _check_long_line(text: bytes, number: int, table: _Table) -> None:
+    """Refuses a line of more pairs than a record has values, before they take many times their bytes."""
+    pairs = text.partition(b"#")[0].count(b":")
+    if pairs > table.width + 1:  # the query's
+        raise DecodeError(f"expected at most {table.width} index:value, got {pairs}", line=number)
 
 
 def _parse(chunk: bytes, first: int) -> _Lines:
@@ -215,10 +224,10 @@ def _dense(lines: _Lines, start: int, stop: int, table: _Table) -> Tensors:
 
 def _cast(values: Array, spec: TensorSpec, line: int) -> Array:
     """The values in the input's type, or an error that names the first line with another value."""
-    if spec.dtype.is_integer and (np.abs(values) > _EXACT_WHOLE).any():
-        row = int((np.abs(values) > _EXACT_WHOLE).any(axis=1).argmax())
+    if spec.dtype.is_integer and (np.abs(values) >= _EXACT_WHOLE).any():
+        row = int((np.abs(values) >= _EXACT_WHOLE).any(axis=1).argmax())
         raise DecodeError(
-            f'input "{spec.name}": the values are float64, exact up to 2^53 only, got a greater one',
+            f'input "{spec.name}": the values are float64, exact below 2^53 only, got a greater one',
             line=line + row,
         )
     try:

@@ -6,7 +6,8 @@ model's only input, a block at a time. An input with a default, or an optional o
 In an answer the names are the outputs, but for an optional without value; maps (ZipMap) are ``<name>``, their values ``[N, K]``, and ``<name>.keys``.
 
 Nothing an archive declares is trusted: its directory may take 256 KiB and hold 1,000 members, which unpack to
-at most 1 GiB, and to at most a hundred times the body where that is more than 64 MiB.
+at most 1 GiB, and to at most a hundred times the body where that is more than 64 MiB. A string counts 64 bytes more
+than it has in the file: that is what it takes in Python.
 """
 
 import io
@@ -35,6 +36,7 @@ _MAX_UNPACKED = 1 << 30
 _ALWAYS_UNPACKED = 1 << 26
 _MAX_RATIO = 100
 _PIECE_BYTES = 1 << 20
+_STRING_BYTES = 64
 _ENCRYPTED = 0x1  # flag bit 0: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.4.4
 _DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that ZIP can say: equal answers are equal bytes
 
@@ -82,6 +84,7 @@ def decode(
 
     Raises:
         DecodeError: The archive is damaged, refused or too large, or a member is no array that can be read.
+        PayloadTooLarge: What it unpacks to has no room in memory.
         MismatchError: The names are not the inputs', or there are no rows and none would fit.
     """
     del media_type
@@ -94,11 +97,16 @@ def decode(
             f"expected a ZIP archive of .npy files, got a damaged or other file ({quote(ex)})"
         ) from None
     members = _members(archive, limit)
+    # As much again for the arrays in the model's types.
+    unpacked = sum(info.file_size for info in members.values())
+    body.check_room(
+        body.length + 2 * unpacked, f"an archive of {unpacked} bytes unpacked", "send fewer rows in one"
+    )
     expected = {spec.name for spec in signature.inputs}
     required = {spec.name for spec in signature.inputs if not spec.is_optional}
     known = expected | {spec.name for spec in signature.defaults}
     if not required <= members.keys() <= known and members.keys() >= sparse_matrix.MEMBERS:
-        matrix = {name: _read(archive, info) for name, info in members.items()}
+        matrix = _read_all(archive, members, limit)
         yield Document(sparse_matrix.dense_blocks(matrix, signature, options, limit), Layout.COLUMNS)
         return
     if len(expected) == len(members) == 1 and not members.keys() <= known:
@@ -106,7 +114,7 @@ def decode(
     if not required <= members.keys() <= known:
         # Always raises: conform words what is missing and what is unknown.
         conform(dict.fromkeys(members, np.empty(0)), signature)
-    arrays = {name: _read(archive, info) for name, info in members.items()}
+    arrays = _read_all(archive, members, limit)
     no_rows = signature.has_rows and any(arrays[name].shape[:1] == (0,) for name in expected)
     if no_rows:
         conform(arrays, signature)
@@ -197,20 +205,46 @@ def _members(archive: zipfile.ZipFile, limit: int) -> dict[str, zipfile.ZipInfo]
                 f"{_place(info)}expected compression method 0 (stored) or 8 (deflated), got {info.compress_type}"
             )
         members[name] = info
-    unpacked = sum(info.file_size for info in members.values())
-    if unpacked > limit:
-        raise DecodeError(
-            f"expected arrays of at most {limit} bytes unpacked, for a body of this size, got {unpacked}"
-        )
+    _check_fits(sum(info.file_size for info in members.values()), limit)
     return members
 
 
-def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Array:
-    """One member's array; exactly the declared number of bytes are unpacked, and their CRC is checked."""
+def _read_all(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], limit: int) -> dict[str, Array]:
+    """The members' arrays by name, which may take ``limit`` bytes in all."""
+    needed = sum(info.file_size for info in members.values())
+    arrays = {}
+    for name, info in members.items():
+        arrays[name] = _read(archive, info, needed, limit)
+        needed += _strings_bytes(arrays[name].dtype, arrays[name].size)
+    return arrays
+
+
+def _check_fits(needed: int, limit: int) -> None:
+    if needed > limit:
+        raise DecodeError(
+            f"expected arrays of at most {limit} bytes unpacked, for a body of this size, got {needed}"
+        )
+
+
+def _strings_bytes(dtype: np.dtype[Any], count: int) -> int:
+    """What so many strings take in Python beside their characters; of other elements, nothing."""
+    return _STRING_BYTES * count if dtype.kind in "US" else 0
+
+
+def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, needed: int, limit: int) -> Array:
+    """One member's array; exactly the declared number of bytes are unpacked, and their CRC is checked.
+
+    Args:
+        archive: Holds it.
+        info: The member.
+        needed: Bytes that all members take, but for what this one's strings take in Python.
+        limit: Bytes that they may take.
+    """
     place = _place(info)
     try:
         with archive.open(info) as member:
             header = npy.read_header(member, info.file_size, place)
+            _check_fits(needed + _strings_bytes(header.dtype, math.prod(header.shape)), limit)
             data = np.empty(header.nbytes, np.uint8)
             _read_into(member, data, place)
     except _DAMAGE as ex:

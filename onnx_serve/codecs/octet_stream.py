@@ -17,7 +17,7 @@ from onnx_serve.errors import DecodeError, EncodeError, quote
 from onnx_serve.raw_data import from_raw, raw_size, to_raw
 from onnx_serve.tensors import DataType, MapTable, Signature, Tensors, TensorSpec, Value
 
-__all__ = ["codec", "decode", "encode"]
+__all__ = ["codec", "decode", "encode", "shape_of"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -37,10 +37,30 @@ def decode(
     """
     del media_type
     spec = _only_input(signature)
-    sizes = [size for size in spec.shape if isinstance(size, int)]
-    if signature.has_rows:
-        sizes = [size for size in signature.record_shape(spec) if isinstance(size, int)]
-    free = len(spec.shape) - len(sizes)
+    shape = shape_of(spec, signature, body.length)
+    if not signature.has_rows:
+        yield Document({spec.name: _read(body, shape, spec)} for _ in range(1))
+        return
+    count, *record = shape
+    record_bits = math.prod(record) * spec.dtype.bits
+    step = max(1, count if record_bits % _BYTE else options.chunk_bytes * _BYTE // record_bits)
+    yield Document(_rows(body, record, spec, count, step))
+
+
+def shape_of(spec: TensorSpec, signature: Signature, length: int) -> list[int]:
+    """The shape that so many raw bytes have as a model's only input; with rows, there may be any number of them.
+
+    Args:
+        spec: The input, of numbers or booleans.
+        signature: The model's.
+        length: Bytes.
+
+    Raises:
+        DecodeError: The input is not of so many bytes, or they do not tell its shape.
+    """
+    declared = (None, *signature.record_shape(spec)) if signature.has_rows else spec.shape
+    sizes = [size for size in declared if isinstance(size, int)]
+    free = len(declared) - len(sizes)
     unit_bits = math.prod(sizes) * spec.dtype.bits
     if free > 1 or (free and not unit_bits):
         raise DecodeError(
@@ -51,21 +71,16 @@ def decode(
         raise DecodeError(
             f'input "{spec.name}" {spec}: raw bytes do not tell how many elements of {unit_bits} bits are in the last one'
         )
-    count = body.length * _BYTE // unit_bits if free else 1
-    if raw_size(count * math.prod(sizes), spec.dtype) != body.length:
+    count = length * _BYTE // unit_bits if free else 1
+    if raw_size(count * math.prod(sizes), spec.dtype) != length:
         unit = (
             f"{raw_size(math.prod(sizes), spec.dtype)} bytes"
             if unit_bits % _BYTE == 0
             else f"{unit_bits} bits"
         )
         expected = f"a multiple of {unit}" if free else unit
-        raise DecodeError(f'input "{spec.name}" {spec}: expected {expected}, got {body.length} bytes')
-    if signature.has_rows:
-        step = max(1, options.chunk_bytes * _BYTE // unit_bits) if unit_bits % _BYTE == 0 else max(1, count)
-        yield Document(_rows(body, sizes, spec, count, step))
-    else:
-        shape = [size if isinstance(size, int) else count for size in spec.shape]
-        yield Document({spec.name: _read(body, shape, spec)} for _ in range(1))
+        raise DecodeError(f'input "{spec.name}" {spec}: expected {expected}, got {length} bytes')
+    return [size if isinstance(size, int) else count for size in declared]
 
 
 def _only_input(signature: Signature) -> TensorSpec:

@@ -17,10 +17,10 @@ import numpy as np
 import orjson
 import simdjson
 
-from onnx_serve.codecs import oip_json
+from onnx_serve.codecs import octet_stream, oip_json
 from onnx_serve.codecs.interface import CodecOptions
 from onnx_serve.codecs.json_syntax import describe, parse
-from onnx_serve.codecs.json_values import Irregular
+from onnx_serve.codecs.json_values import Field, Irregular
 from onnx_serve.errors import DecodeError, EncodeError, MismatchError, quote
 from onnx_serve.raw_data import from_raw, raw_size, to_raw
 from onnx_serve.tensors import Array, DataType, Feed, RowAxis, Signature, TensorSpec, Values
@@ -32,9 +32,6 @@ MEDIA_TYPE = "application/vnd.sagemaker-triton.binary+json"
 
 _BINARY_KEYS = {"name", "shape", "datatype", "parameters"}
 _LENGTH_BYTES = 4
-# NumPy's limit, and a bound that no product of sizes overflows it with.
-_MAX_RANK = 64
-_MAX_SIZE = 1 << 40
 _SHOWN = 100
 
 # In the names of parameters that decide how tensors are read or written.
@@ -72,6 +69,8 @@ def read_request(body: bytes, header_length: int | None, signature: Signature) -
         MismatchError: A raw body is not what the model takes.
     """
     if header_length is None:
+        if not body:
+            raise DecodeError("expected a JSON document, got an empty body")
         header_length = len(body)
     elif header_length == 0:
         return _raw_request(body, signature)
@@ -92,7 +91,7 @@ def read_request(body: bytes, header_length: int | None, signature: Signature) -
     document = oip_json.read_request({**request, "inputs": written}, rowless)
     [tensors] = document.blocks
     tensors = dict(tensors)
-    for name, array in _binary_tensors(filter(_is_binary, entries), body, header_length):
+    for name, array in _binary_tensors(filter(_is_binary, entries), body, header_length, signature):
         if name in tensors:
             raise DecodeError(f"expected each input once, got {quote(name)} again")
         tensors[name] = array
@@ -189,11 +188,13 @@ def _refuse_shared_memory(parameters: dict[str, Any]) -> None:
 
 
 def _binary_tensors(
-    entries: Iterator[dict[str, Any]], body: bytes, start: int
+    entries: Iterator[dict[str, Any]], body: bytes, start: int, signature: Signature
 ) -> Iterator[tuple[str, Array]]:
     """The tensors whose bytes stand behind the header, one after the other."""
     for entry in entries:
-        spec, shape = _declared(entry)
+        spec = _declared(entry)
+        if spec.dtype is DataType.STRING:
+            _check_is_text(spec.name, signature)
         size = entry["parameters"]["binary_data_size"]
         if type(size) is not int or size < 0:
             raise DecodeError(
@@ -203,32 +204,32 @@ def _binary_tensors(
             raise DecodeError(
                 f"input {quote(spec.name)}: expected {size} bytes of data, got {len(body) - start}"
             )
-        yield spec.name, _array(memoryview(body)[start : start + size], spec, shape)
+        yield spec.name, _array(memoryview(body)[start : start + size], spec)
         start += size
     if start != len(body):
         raise DecodeError(f"expected nothing behind the tensors' data, got {len(body) - start} bytes")
 
 
-def _declared(entry: dict[str, Any]) -> tuple[TensorSpec, tuple[int, ...]]:
+def _check_is_text(name: str, signature: Signature) -> None:
+    """Refuses BYTES for another input: as strings they would take many times their bytes, only to be refused."""
+    specs = {spec.name: spec for spec in (*signature.inputs, *signature.defaults)}
+    if name not in specs:
+        raise MismatchError(f"expected the inputs {signature.describe_inputs()}: unknown {quote(name)}")
+    if specs[name].dtype is not DataType.STRING:
+        raise MismatchError(f"input {quote(name)}: expected {specs[name]}, got BYTES")
+
+
+def _declared(entry: dict[str, Any]) -> Field:
     if missing := [key for key in ("name", "shape", "datatype") if key not in entry]:
         raise DecodeError(f'"inputs": expected an object with "{missing[0]}", got {describe(entry)}')
     if unknown := [key for key in entry if key not in _BINARY_KEYS]:
         raise DecodeError(f"unknown key {quote(unknown[0])} beside binary_data_size")
-    name, shape, datatype = entry["name"], entry["shape"], entry["datatype"]
-    if not isinstance(name, str):
-        raise DecodeError(f'"name": expected a string, got {describe(name)}')
-    sizes = shape if isinstance(shape, list) and len(shape) <= _MAX_RANK else [None]
-    if not all(type(size) is int and 0 <= size < _MAX_SIZE for size in sizes):
-        raise DecodeError(f"input {quote(name)}: expected a shape like [2, 4], got {describe(shape)}")
-    dtype = DataType.of_oip(datatype) if isinstance(datatype, str) else None
-    if dtype is None:
-        known = ", ".join(member.oip for member in DataType)
-        raise DecodeError(f"input {quote(name)}: expected a datatype of {known}, got {describe(datatype)}")
-    return TensorSpec(name, f"tensor({dtype.ort})", tuple(sizes)), tuple(sizes)
+    return oip_json.declared(entry["name"], entry["shape"], entry["datatype"])
 
 
-def _array(data: memoryview, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
+def _array(data: memoryview, spec: Field) -> Array:
     """A tensor's bytes as an array; a copy only where the bytes are not aligned for their type."""
+    shape = [size for size in spec.shape if isinstance(size, int)]
     count = math.prod(shape)
     if spec.dtype is DataType.STRING:
         return _strings(data, spec.name, count).reshape(shape)
@@ -247,7 +248,7 @@ def _array(data: memoryview, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
     return array if array.flags.aligned else array.copy()
 
 
-def _short(spec: TensorSpec) -> str:
+def _short(spec: Field) -> str:
     text = str(spec)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
@@ -288,19 +289,14 @@ def _raw_request(body: bytes, signature: Signature) -> InferRequest:
     if not spec.is_tensor:
         raise MismatchError(f'a raw body needs a tensor as input, got "{spec.name}" {spec}')
     binary = frozenset(output.name for output in signature.outputs)
-    free = [axis for axis, size in enumerate(spec.shape) if not isinstance(size, int)]
-    known = math.prod(size for size in spec.shape if isinstance(size, int))
     if spec.dtype is DataType.STRING:
-        shape = tuple(size if isinstance(size, int) else 1 for size in spec.shape)
+        shape = [size if isinstance(size, int) else 1 for size in spec.shape]
         if math.prod(shape) != 1:
             raise MismatchError(f'a raw body needs an input of one element, got "{spec.name}" {spec}')
     else:
-        if len(free) > 1:
-            raise MismatchError(f'a raw body needs at most one free dimension, got "{spec.name}" {spec}')
-        # What is left over, or a type of less than a byte, shows when the sizes are compared.
-        rows = len(body) * 8 // max(known * spec.dtype.bits, 1)
-        shape = tuple(size if isinstance(size, int) else rows for size in spec.shape)
-    return InferRequest({spec.name: _array(memoryview(body), spec, shape)}, None, (), binary)
+        shape = octet_stream.shape_of(spec, signature, len(body))
+    tensor = _array(memoryview(body), Field(spec.name, spec.dtype, tuple(shape), None))
+    return InferRequest({spec.name: tensor}, None, (), binary)
 
 
 def _binary_outputs(request: dict[str, Any], signature: Signature) -> frozenset[str]:
@@ -338,12 +334,12 @@ def _raw(value: Array, dtype: DataType) -> memoryview:
     return to_raw(value, dtype).data
 
 
-def _raw_strings(value: Array) -> bytes:
-    pieces: list[bytes] = []
+def _raw_strings(value: Array) -> bytearray:
+    data = bytearray()
     try:
-        for item in value.ravel().tolist():
+        for item in value.flat:
             raw = item.encode()
-            pieces += (len(raw).to_bytes(_LENGTH_BYTES, "little"), raw)
+            data += len(raw).to_bytes(_LENGTH_BYTES, "little") + raw
     except UnicodeEncodeError:
         raise EncodeError("an output has a string with no form in UTF-8") from None
-    return b"".join(pieces)
+    return data

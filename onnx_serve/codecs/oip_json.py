@@ -30,7 +30,7 @@ from onnx_serve.tensors import (
     conform,
 )
 
-__all__ = ["read_plain", "read_request", "requested", "response_text"]
+__all__ = ["declared", "read_plain", "read_request", "requested", "response_text"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -125,11 +125,16 @@ def _tensor(entry: Any) -> tuple[str, Array]:
             f'"inputs": expected an object with "name", "shape", "datatype" and "data", got {describe(entry)}'
         )
     check_keys(entry, {*_TENSOR_KEYS, "parameters"}, 'in an object of "inputs"')
-    field = _field(entry["name"], entry["shape"], entry["datatype"])
+    field = declared(entry["name"], entry["shape"], entry["datatype"])
     return field.name, reshape(entry["data"], field)
 
 
-def _field(name: Any, shape: Any, datatype: Any) -> Field:
+def declared(name: Any, shape: Any, datatype: Any) -> Field:
+    """What a tensor's entry says of it: its name, shape and type.
+
+    Raises:
+        DecodeError: One of them cannot be that.
+    """
     if not isinstance(name, str):
         raise DecodeError(f'"name": expected a string, got {describe(name)}')
     sizes = check_shape(shape, name)
@@ -172,7 +177,7 @@ def read_plain(parsed: Any, body: bytes, signature: Signature) -> Document:
         shape, data = entry["shape"], entry["data"]
         if not isinstance(shape, simdjson.Array) or not isinstance(data, simdjson.Array):
             raise Irregular
-        field = _field(entry["name"], shape.as_list(), entry["datatype"])
+        field = declared(entry["name"], shape.as_list(), entry["datatype"])
         tensors[field.name] = numbers(data, field.dtype).reshape(shape.as_list())
     names = _output_names(None if wanted is None else wanted.as_list(), signature)
     return _document(tensors, request_id, names, signature)

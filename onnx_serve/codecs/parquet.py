@@ -55,7 +55,8 @@ def decode(
         schema, metadata = alone.schema_arrow, alone.metadata
         plan = arrow_inputs.plan(schema, signature)
         leaves = [metadata.schema.column(i) for i in range(metadata.num_columns)]
-        chosen = [i for i, leaf in enumerate(leaves) if _belongs(leaf.path, set(plan.columns))]
+        columns = set(plan.columns)
+        chosen = [i for i, leaf in enumerate(leaves) if _belongs(leaf.path, columns)]
         delta = _check_pages(file, footer, leaves, chosen, arrow_inputs.decoded_limit(body.length))
         # Strings stay in their dictionaries, where pyarrow can do that: a long one may be meant by every row.
         text = [i for i in chosen if leaves[i].physical_type == "BYTE_ARRAY" and i not in delta]

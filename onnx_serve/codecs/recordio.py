@@ -44,6 +44,8 @@ _MIN_RUN = 16
 # Values of one block: bounds what sparse records, written in a few bytes each, become in memory.
 _BLOCK_VALUES = 1 << 20
 _INT32 = np.iinfo(np.int32)
+# Bytes of memory for a byte of a record that protobuf parses.
+_PARSED_MULTIPLE = 24
 _NUMBERS = {"float32_tensor": np.float32, "float64_tensor": np.float64, "int32_tensor": np.int32}
 
 
@@ -85,6 +87,9 @@ def _blocks(body: Body, signature: Signature, chunk_bytes: int) -> Iterator[Tens
                 yield assign(features, signature, rest.number)
             else:
                 count = 1
+                body.check_room(
+                    _PARSED_MULTIPLE * rest.length, f"a record of {rest.length} bytes", "send smaller records"
+                )
                 held.append(assign(_parse(rest), signature, rest.number))
                 values += sum(array.size for array in held[-1].values())
             if values >= _BLOCK_VALUES or (held and not signature.has_rows):

@@ -134,11 +134,12 @@ class Grammar:
 
     def names_differ(self, names: Iterable[str]) -> str:
         """What the inputs are called, and which of these names are others; for messages."""
-        given = list(names)
+        given = dict.fromkeys(names)
+        required = (field.name for field in self.fields if field.name not in self.optional)
         parts = [
             f"{word} {', '.join(map(quote, some[:5]))}"
             for word, some in (
-                ("missing", [field.name for field in self.fields if field.name not in given]),
+                ("missing", [name for name in required if name not in given]),
                 ("unknown", [name for name in given if name not in self.names]),
             )
             if some
@@ -198,7 +199,7 @@ def grammar(signature: Signature, *, marks_errors: bool = False) -> Grammar:
         MismatchError: An input is of a type that is not supported.
     """
     fields = tuple(_field(spec, signature) for spec in signature.inputs)
-    inputs = signature.describe_inputs()
+    inputs = signature.describe_inputs() or "(none)"
     widths = [field.width for field in fields]
     return Grammar(
         fields,

@@ -27,6 +27,7 @@ _MAJOR_AXIS = {"csr": 0, "csc": 1, "bsr": 0}
 # In the other formats an entry may be one byte, and gets its two indices here.
 _INDEXED = {"csr", "csc", "coo"}
 _ENTRY_BYTES = 24
+_INDEX_TYPES = (np.int32, np.int64)
 
 
 def dense_blocks(
@@ -40,8 +41,9 @@ def dense_blocks(
         matrix: The archive's arrays by name, ``MEMBERS`` among them.
         signature: The model's.
         options: Gives the size of a block.
-        limit: Bytes that a block may have where it is more than ``options.chunk_bytes``, and that entries
-            without indices of their own may need.
+        limit: Bytes that a block may have where it is more than ``options.chunk_bytes``, that entries without
+            indices of their own may need, and that rows may have, made dense, beyond one for each entry: in
+            some formats a row without entries takes no byte.
 
     Raises:
         DecodeError: The arrays are no matrix, or one too large, or the model has not one input.
@@ -61,7 +63,11 @@ def dense_blocks(
         )
     row_bytes = max(1, width * values.itemsize)
     step = max(1, options.chunk_bytes // row_bytes) if signature.has_rows else max(1, height)
-    if height * row_bytes > _MAX_DENSE or min(step, height) * row_bytes > max(limit, options.chunk_bytes):
+    is_bomb = height > len(values) + limit // row_bytes
+    too_large = height * row_bytes > _MAX_DENSE or min(step, height) * row_bytes > max(
+        limit, options.chunk_bytes
+    )
+    if is_bomb or too_large:
         raise DecodeError(
             f"a sparse matrix {format_shape((height, width))} is too large to be made dense; send fewer rows a request"
         )
@@ -85,7 +91,7 @@ def _triplets(matrix: dict[str, Array], limit: int) -> tuple[tuple[int, int], Ar
     if kind not in _INDEXED and values.size * _ENTRY_BYTES > limit:
         raise DecodeError(f"a sparse matrix of {values.size} entries is too large; send fewer rows a request")
     if kind == "coo":
-        row, column = _indices(matrix, "row"), _indices(matrix, "col")
+        row, column = _coordinates(matrix)
     elif kind == "dia":
         row, column, values = _diagonals(matrix, shape, values)
     else:
@@ -137,9 +143,20 @@ def _diagonals(matrix: dict[str, Array], shape: tuple[int, int], values: Array) 
     return row[inside], column[inside], values[inside]
 
 
+def _coordinates(matrix: dict[str, Array]) -> tuple[Array, Array]:
+    """Rows and columns of COO: an array each, or both in ``coords``, which SciPy means to write in future."""
+    coords = matrix.get("coords")
+    if coords is None:
+        return _indices(matrix, "row"), _indices(matrix, "col")
+    if coords.ndim != 2 or len(coords) != 2 or coords.dtype not in _INDEX_TYPES:  # noqa: PLR2004 - a matrix
+        raise _malformed("coords", "two vectors of int32 or int64")
+    row, column = coords
+    return row, column
+
+
 def _indices(matrix: dict[str, Array], name: str) -> Array:
     array = matrix.get(name)
-    if array is None or array.ndim != 1 or array.dtype not in (np.int32, np.int64):
+    if array is None or array.ndim != 1 or array.dtype not in _INDEX_TYPES:
         raise _malformed(name, "a vector of int32 or int64")
     return array
 

@@ -2,6 +2,7 @@
 
 import io
 import struct
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from codec_laws import check_arbitrary_bytes, decode, decode_rows, signature
 from onnx_serve.codecs.arrow_stream import codec
+from onnx_serve.codecs.interface import Body, CodecOptions, MediaType
 from onnx_serve.errors import DecodeError
 
 VECTOR = signature(("x", "float", ["N"]))
@@ -78,6 +80,30 @@ def test_rows_without_bytes_are_bounded() -> None:
 
     with pytest.raises(DecodeError, match="unpacks to at most 67108864 bytes"):
         decode(codec, data.replace(struct.pack("<q", 1000), struct.pack("<q", 10**12)), VECTOR)
+
+
+@pytest.mark.parametrize("rows", [1 << 25, 10**12])
+def test_rows_are_bounded_before_they_are_made(rows: int) -> None:
+    """An input without values needs no column: only the batch says how many rows there are."""
+    empty = signature(("x", "float", ["N", 0]))
+    batch = pa.record_batch({"x": pa.nulls(1000)}).select([])
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    data = sink.getvalue()
+    assert decode_rows(codec, data, empty)["x"].shape == (1000, 0)
+
+    assert codec.decode is not None
+    many = data.replace(struct.pack("<q", 1000), struct.pack("<q", rows))
+    blocks = chain.from_iterable(
+        document.blocks
+        for document in codec.decode(Body(io.BytesIO(many), len(many)), MediaType("x"), empty, CodecOptions())
+    )
+    if rows == 1 << 25:
+        assert sum(len(block["x"]) for block in blocks) == rows
+    else:
+        with pytest.raises(DecodeError, match="unpacks to at most 67108864 bytes"):
+            next(blocks)
 
 
 def test_many_batches_of_rows_without_bytes_are_bounded() -> None:

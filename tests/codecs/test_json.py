@@ -584,3 +584,26 @@ def test_the_standard_parser_reads_the_same_numbers(dtype: Any) -> None:
     assert witness.tobytes() == array.tobytes()
     [(_, [block])] = decode(codec, json.dumps({"instances": array.tolist()}).encode(), model)
     assert block["x"].tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize(
+    "written", ["9007199254740993.0", "9007199254740992.0", "-9007199254740993.0", "9007199254740993e0"]
+)
+def test_a_whole_number_that_may_have_been_rounded_is_refused(written: str) -> None:
+    """2^53 + 1 with a point reads as 2^53: nobody can tell them apart any more."""
+    model = signature(("x", "int64", ["N", 1]))
+    with pytest.raises(DecodeError, match=r"expected INT64\[1\], got -?900719925474099"):
+        decode(codec, f"[[{written}]]".encode(), model)
+    [(_, [block])] = decode(codec, b"[[9007199254740991.0]]", model)
+    assert block["x"].tolist() == [[9007199254740991]]
+
+
+def test_names_that_differ_are_told_but_for_those_that_may_be_left_out() -> None:
+    model = signature(("a", "float", [2]), ("b", "optional(tensor(float))", [2]), row_axis=RowAxis.NONE)
+    with pytest.raises(DecodeError, match=r'missing "a"; unknown "c"$'):
+        decode(codec, b'{"inputs": {"c": [1, 2]}}', model)
+
+
+def test_a_column_that_is_there_twice_is_named() -> None:
+    with pytest.raises(DecodeError, match='expected each column once, got "q" again'):
+        decode(codec, b'{"dataframe_split": {"columns": ["p", "q", "q"], "data": [[1, 2, 3]]}}', X3)

@@ -1,4 +1,5 @@
 import math
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -137,17 +138,18 @@ def test_errors_say_what_was_expected_and_where(body: bytes, problem: str) -> No
     ("body", "problem"),
     [
         (b"2:1\n2:1.5\n", 'input "y": expected INT64, got 1.5'),
-        (b"2:1\n2:9007199254740994\n", "exact up to 2^53 only, got a greater one (line 2)"),
+        (b"2:1\n2:9007199254740994\n", "exact below 2^53 only, got a greater one (line 2)"),
+        (b"2:9007199254740991\n2:9007199254740993\n", "exact below 2^53 only, got a greater one (line 2)"),
         (b"2:nan\n", 'input "y": expected INT64, got nan'),
     ],
-    ids=["fraction", "rounded", "nan"],
+    ids=["fraction", "large", "rounded", "nan"],
 )
 def test_integers_are_exact_or_refused(body: bytes, problem: str) -> None:
     with pytest.raises(DecodeError) as caught:
         decode(codec, body, TWO)
 
     assert problem in str(caught.value)
-    assert caught.value.line == 1 + body.startswith(b"2:1")
+    assert caught.value.line == body.count(b"\n")
 
 
 @pytest.mark.parametrize(
@@ -173,3 +175,19 @@ def test_what_cannot_be_read_is_refused_at_once(
 @settings(max_examples=150)
 def test_any_bytes_decode_or_are_refused(data: bytes) -> None:
     check_arbitrary_bytes(codec, data, ROW, CodecOptions(chunk_bytes=9))
+
+
+def test_a_line_of_more_pairs_than_values_is_refused_before_it_is_parsed() -> None:
+    line = b"1 " + b"0:1 " * 200_000
+    tracemalloc.start()
+    with pytest.raises(DecodeError, match=r"expected at most 4 index:value, got 200000 \(line 2\)"):
+        decode(codec, b"1 0:1\n" + line + b"\n", ROW)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 6 * len(line)
+
+
+def test_a_long_line_with_a_query_and_a_comment_is_read() -> None:
+    body = b"1 qid:7 0:1 3:2 # " + b"0:1 " * 200_000
+
+    assert decode_rows(codec, body, ROW)["x"].tolist() == [[1, 0, 0, 2]]

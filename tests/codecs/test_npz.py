@@ -313,6 +313,17 @@ def forged_npy(shape: str, data: bytes = b"") -> bytes:
     return b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header + data
 
 
+@pytest.mark.parametrize("dtype", ["S2", "U1"])
+def test_strings_count_with_what_they_take_in_python(dtype: str) -> None:
+    """A few kilobytes of packed strings would be gigabytes of them."""
+    words = np.full((1 << 20) + 1, "a", dtype)
+    texts = signature(("x", "string", ["N"]))
+
+    with pytest.raises(DecodeError, match="at most 67108864 bytes unpacked, for a body of this size, got"):
+        decode(codec, saved(x=words, compressed=True), texts)
+    assert decode_rows(codec, saved(x=words), texts)["x"][-1] == "a"
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -637,6 +648,37 @@ def test_a_forged_dense_size_allocates_nothing(shape: tuple[int, int]) -> None:
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_coordinates_in_one_array(dtype: type) -> None:
+    """As SciPy says that it will write COO, and reads it already."""
+    members = coo(MATRIX)
+    coords: Array = np.array([members.pop("row"), members.pop("col")], dtype)
+
+    rows = decode_rows(codec, saved(**members, coords=coords), ONE)["x"]
+    np.testing.assert_array_equal(rows, MATRIX)
+    for wrong in (coords[:1], coords[0], coords.astype(np.float64)):
+        with pytest.raises(DecodeError, match=r'"coords\.npy": expected two vectors'):
+            decode(codec, saved(**members, coords=wrong), ONE)
+
+
+@pytest.mark.parametrize("entries", [0, 1_000_000])
+def test_rows_that_take_no_byte_are_bounded(entries: int) -> None:
+    """As many as entries, and 64 MiB of others once they are dense."""
+    at = np.arange(entries, dtype=np.int32)
+    most = entries + (64 << 20) // 12
+
+    def coo(rows: int) -> bytes:
+        values = np.ones(entries, np.float32)
+        return saved(compressed=True, format=b"coo", shape=[rows, 3], row=at, col=at % 3, data=values)
+
+    with pytest.raises(DecodeError, match="too large to be made dense"):
+        decode(codec, coo(most + (200 << 20) // 12), ONE)
+    body = Body(io.BytesIO(data := coo(most)), len(data))
+    assert codec.decode is not None
+    [document] = codec.decode(body, MediaType("application/x-npz"), ONE, CodecOptions())
+    assert sum(len(block["x"]) for block in document.blocks) == most
 
 
 def test_dense_rows_are_made_a_block_at_a_time() -> None:

@@ -1,6 +1,7 @@
 """What Parquet files and Arrow streams share: how columns become inputs, and outputs columns."""
 
 import io
+import time
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -53,6 +54,25 @@ def codec(request: pytest.FixtureRequest) -> Codec:
 
 
 # Requests.
+
+
+def test_wide_tables_take_time_in_proportion_to_their_columns() -> None:
+    """When each column was looked for among all, 20,000 took more than a minute."""
+    names = [f"c{number}" for number in range(20_000)]
+    body = write(arrow_stream.codec, pa.table([pa.array([1.5])] * len(names), names=names))
+    started = time.process_time()
+    rows = decode_rows(arrow_stream.codec, body, signature(("x", "float", ["N", None])))
+    assert rows["x"].shape == (1, 20_000)
+    assert time.process_time() - started < 10
+
+
+def test_a_column_that_is_there_twice_among_many() -> None:
+    names = [*(f"c{number}" for number in range(20_000)), "twice", "twice"]
+    body = write(arrow_stream.codec, pa.table([pa.array([1.5])] * len(names), names=names))
+    started = time.process_time()
+    with pytest.raises(DecodeError, match='expected each column once, got "twice" again'):
+        decode(arrow_stream.codec, body, MATRIX)
+    assert time.process_time() - started < 3
 
 
 def test_columns_match_inputs_by_name_in_any_order(codec: Codec) -> None:
