@@ -12,9 +12,10 @@ from onnx_serve import feeds
 from onnx_serve.blocks import cut
 from onnx_serve.calibration_record import FeedKind
 from onnx_serve.errors import DecodeError
+from onnx_serve.rows import Sample
 from onnx_serve.tensors import Feed, MapTable, RowAxis, Signature, conform, row_count
 
-__all__ = ["Feeder", "element_count", "feeders", "read_sample", "value_bytes"]
+__all__ = ["Feeder", "element_count", "feeders", "read_sample", "sample_of", "value_bytes"]
 
 _MAX_SAMPLE_BYTES = 8 << 20
 _MAX_FEED_BYTES = 32 << 20
@@ -125,6 +126,13 @@ def read_sample(path: Path, signature: Signature) -> Feed:
             for block in document.blocks:
                 return conform(block, signature)
     raise DecodeError("expected a record, got none")
+
+
+def sample_of(path: Path | None) -> Sample | None:
+    """The sample request as what a model is warmed up with; raises as ``read_sample`` does once it is asked."""
+    if path is None:
+        return None
+    return lambda signature, rows: Feeder(signature, "sample", read_sample(path, signature))(rows)
 
 
 def value_bytes(value: Any) -> int:

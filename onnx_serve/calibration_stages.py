@@ -15,7 +15,7 @@ from pathlib import Path
 
 from onnx_serve import allocator, calibration_graph
 from onnx_serve.calibration_device import device_entries, device_of
-from onnx_serve.calibration_feeds import Feeder, element_count, feeders, read_sample, value_bytes
+from onnx_serve.calibration_feeds import Feeder, element_count, feeders, read_sample, sample_of, value_bytes
 from onnx_serve.calibration_measures import (
     ArenaUse,
     Growth,
@@ -146,6 +146,7 @@ class _Measurement:
             request.outputs,
             request.custom_op_libraries,
             row_wish=request.row_wish,
+            sample=sample_of(request.sample),
             profile=file.resolve() if profile and not calibration_graph.has_loops(self._operators) else None,
         )
         return load_model(request.model, request.name, options)

@@ -61,6 +61,7 @@ class SessionOptions:
         row_wish: How records become rows, if the operator knows; see ``rows.warm_up``.
         shared_arena: Whether the session allocates from the arena of ``register_arena``, which must be there.
         profile: Where onnxruntime's profile is written, without the suffix it adds; None for no profile.
+        sample: A request that came with the model, which is run first; None for made-up inputs.
         io_binding: Whether plain tensors are bound to the first provider's device; see ``ort_values.make_call``.
     """
 
@@ -73,6 +74,7 @@ class SessionOptions:
     row_wish: rows.RowWish = "auto"
     shared_arena: bool = False
     profile: Path | None = None
+    sample: rows.Sample | None = None
     io_binding: bool = False
 
 
@@ -157,7 +159,7 @@ def load_model(path: Path, name: str, options: SessionOptions) -> Model:
     run = _runner(session, declared, io_binding=options.io_binding, arena=_arena(session))
     model = Model(
         name,
-        rows.warm_up(run, rows.infer_row_axis(declared), name, options.row_wish),
+        rows.warm_up(run, rows.infer_row_axis(declared), name, options.row_wish, options.sample),
         run,
         tuple(session.get_providers()),
         session.get_provider_options(),

@@ -12,6 +12,7 @@ from onnx_serve import allocator, golden_rows
 from onnx_serve.admission import Admission
 from onnx_serve.batching import Engine
 from onnx_serve.blocks import join
+from onnx_serve.calibration_feeds import sample_of
 from onnx_serve.calibration_files import SHIPPED_NAME, find_calibration
 from onnx_serve.codecs.interface import CodecOptions, ImageOptions
 from onnx_serve.errors import ModelError, OutOfMemory
@@ -84,6 +85,7 @@ class Loader:
         admit: bool,
         log_level: int = logging.INFO,
         tuning: LoadTuning | None = None,
+        sample: Path | None = None,
     ) -> Served:
         """Loads a model and runs it once.
 
@@ -94,6 +96,7 @@ class Loader:
             admit: Whether to refuse what would not fit in memory before onnxruntime opens it.
             log_level: Of the line that describes it.
             tuning: How it is to be run; None for what its maker has measured, if that is there, and the rest guessed.
+            sample: A request that came with it, to run it with.
 
         Raises:
             ModelError: The file cannot be served.
@@ -103,7 +106,7 @@ class Loader:
         with self._room(load_bytes(summary, file.path.parent) if admit else 0, file.name):
             try:
                 tuning = tuning or self._usual_tuning(file, root, summary, settings)
-                return self._served(file, summary, settings, log_level, tuning)
+                return self._served(file, summary, settings, log_level, tuning, sample)
             except ModelError as ex:
                 if is_out_of_memory(str(ex)):
                     raise OutOfMemory(str(ex)) from ex
@@ -149,6 +152,7 @@ class Loader:
         settings: Settings,
         log_level: int,
         tuning: LoadTuning,
+        sample: Path | None,
     ) -> Served:
         # Importing onnxruntime takes a fifth of a second, in which the socket is open already.
         from onnx_serve.model import SessionOptions, load_model  # noqa: PLC0415
@@ -164,6 +168,7 @@ class Loader:
                 outputs=settings.outputs,
                 custom_op_libraries=settings.custom_op_libraries,
                 row_wish=settings.rows,
+                sample=sample_of(sample),
                 shared_arena=tuning.shared_arena,
             ),
         )

@@ -317,7 +317,9 @@ class Repository:
         )
         tuning = sizing.prepare(measure=slot.settings.batch)
         try:
-            slot.served = self._loader.load(slot.file, slot.root, slot.settings, admit=False, tuning=tuning)
+            slot.served = self._loader.load(
+                slot.file, slot.root, slot.settings, admit=False, tuning=tuning, sample=sample
+            )
         except OutOfMemory as ex:
             raise ModelError(str(ex)) from ex
         self._take(sizing.conclude(slot.served))

@@ -6,7 +6,7 @@ docs/decisions/0005-rows.md has the reasons.
 import itertools
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Literal
 
@@ -28,11 +28,13 @@ from onnx_serve.tensors import (
     row_count,
 )
 
-__all__ = ["RowWish", "infer_row_axis", "warm_up"]
+__all__ = ["RowWish", "Sample", "infer_row_axis", "warm_up"]
 
 _log = logging.getLogger("onnx_serve")
 
 Run = Callable[[Feed], Values]
+# A real request as a feed of so many rows; None where it would be too large.
+Sample = Callable[[Signature, int], Feed | None]
 _ROWS = 3
 RowWish = Literal["auto", "free", "alone", "as_sent"]
 
@@ -73,8 +75,10 @@ def infer_row_axis(declared: Signature) -> Signature:
     return declared
 
 
-def warm_up(run: Run, signature: Signature, name: str, wish: RowWish = "auto") -> Signature:
-    """Runs the model on a made-up feed; what comes out may correct what the shapes suggested.
+def warm_up(
+    run: Run, signature: Signature, name: str, wish: RowWish = "auto", sample: Sample | None = None
+) -> Signature:
+    """Runs the model on a real feed, else a made-up one; what comes out may correct what the shapes suggested.
 
     Args:
         run: The model.
@@ -82,20 +86,35 @@ def warm_up(run: Run, signature: Signature, name: str, wish: RowWish = "auto") -
         name: The model's, for the log.
         wish: The operator's: ``free`` trusts that a row's answer is its own, ``alone`` runs each row by itself,
             ``as_sent`` makes one request one run.
+        sample: A request that came with the model: some models refuse whatever is made up.
     """
     if wish == "as_sent":
         signature = replace(signature, row_axis=RowAxis.NONE, fixed_rows=0)
     if wish == "alone" and signature.row_axis is RowAxis.FREE:
         signature = replace(signature, row_axis=RowAxis.FIXED, fixed_rows=1)
     cause: ServeError | None = None
-    # Where memory is short for three rows, one may fit.
-    for feed in itertools.chain(feeds.guesses(signature, _ROWS), feeds.guesses(signature, 1)):
+    for feed in _candidates(signature, name, sample):
         try:
             return _confirm_rows(run, signature, feed, run(feed), name, check=wish == "auto")
         except (InferenceError, InputRefused, OutOfMemory) as ex:
             cause = cause or ex
     _log.warning("%s: no made-up input runs, so the model is served untried: %s", name, cause)
     return signature
+
+
+def _candidates(signature: Signature, name: str, sample: Sample | None) -> Iterator[Feed]:
+    """Feeds to try, the best first; of one row too, which may fit where memory is short for more."""
+    for rows in (_ROWS, 1):
+        if sample is None:
+            break
+        try:
+            feed = sample(signature, rows)
+        except (ServeError, OSError) as ex:
+            _log.warning("%s: the sample request is not used, inputs are made up: %s", name, ex)
+            break
+        if feed is not None:
+            yield feed
+    yield from itertools.chain(feeds.guesses(signature, _ROWS), feeds.guesses(signature, 1))
 
 
 def _confirm_rows(

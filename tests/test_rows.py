@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from codec_laws import signature
-from onnx_serve.errors import InputRefused
+from onnx_serve.errors import DecodeError, InputRefused
 from onnx_serve.rows import infer_row_axis, warm_up
 from onnx_serve.tensors import MapTable, RowAxis, Signature, TensorSpec, Values
 
@@ -59,6 +59,30 @@ def test_a_model_that_refuses_every_guess_is_believed(caplog: pytest.LogCaptureF
 
     assert tried(refuse).row_axis is RowAxis.FREE
     assert "served untried: not this" in caplog.text
+
+
+def test_a_sample_is_run_before_anything_is_made_up(caplog: pytest.LogCaptureFixture) -> None:
+    def only_sevens(feed: Any) -> Values:
+        if not (feed["x"] == 7).all():
+            raise InputRefused("not this")
+        return {"y": np.array(len(feed["x"]), np.float32)}
+
+    def sample(_: Signature, rows: int) -> Any:
+        return {"x": np.full((rows, 2), 7, np.float32)}
+
+    declared = signature(X, outputs=[("y", "float", ["N"])])
+    assert warm_up(only_sevens, declared, "m", sample=sample).row_axis is RowAxis.NONE
+    assert "served untried" not in caplog.text
+
+
+def test_a_sample_that_cannot_be_read_is_passed_over(caplog: pytest.LogCaptureFixture) -> None:
+    def sample(_: Signature, rows: int) -> Any:
+        raise DecodeError(f"expected {rows} records")
+
+    declared = signature(X, outputs=[("y", "float", ["N"])])
+    run = lambda feed: {"y": feed["x"][:, 0]}  # noqa: E731
+    assert warm_up(run, declared, "m", sample=sample).row_axis is RowAxis.FREE
+    assert "the sample request is not used, inputs are made up: expected 3 records" in caplog.text
 
 
 @pytest.mark.parametrize(
