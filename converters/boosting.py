@@ -38,6 +38,7 @@ class Boosting:
         nan_as_zero: Features whose NaN counts as 0.
         zero_as_nan: Features whose zeros (up to ``KZERO``) count as missing.
         integral: Features that are cut to whole numbers first: categories.
+        toward_zero: Whether they are cut as a C cast does, so that -0.5 is 0; otherwise downwards.
         missing: A number that counts as missing, besides NaN.
         scale: Factor of the trees' sums, for averages.
         names: Names of the features, or empty.
@@ -53,6 +54,7 @@ class Boosting:
     nan_as_zero: frozenset[int] = frozenset()
     zero_as_nan: frozenset[int] = frozenset()
     integral: frozenset[int] = frozenset()
+    toward_zero: bool = False
     missing: float | None = None
     scale: float = 1.0
     names: Sequence[str] = ()
@@ -79,10 +81,7 @@ class Boosting:
             gone = graph.add("Equal", value, graph.constant(self.missing, dtype))
             value = graph.add("Where", gone, graph.constant(np.nan, dtype), value)
         if self.integral:
-            # Ceil below zero and Floor above it, as a C cast does; NaN stays NaN.
-            sign, size = graph.add("Sign", value), graph.add("Floor", graph.add("Abs", value))
-            cut = graph.add("Mul", sign, size)
-            value = graph.add("Where", self._mask(graph, self.integral), cut, value)
+            value = graph.add("Where", self._mask(graph, self.integral), self._cut(graph, value), value)
         if self.zero_as_nan:
             small = graph.add("LessOrEqual", graph.add("Abs", value), graph.constant(KZERO, dtype))
             gone = graph.add("And", small, self._mask(graph, self.zero_as_nan))
@@ -91,6 +90,13 @@ class Boosting:
             gone = graph.add("And", graph.add("IsNaN", value), self._mask(graph, self.nan_as_zero))
             value = graph.add("Where", gone, graph.constant(0, dtype), value)
         return value
+
+    def _cut(self, graph: Graph, value: str) -> str:
+        """Whole numbers; NaN stays NaN."""
+        if not self.toward_zero:
+            return graph.add("Floor", value)
+        sign, size = graph.add("Sign", value), graph.add("Floor", graph.add("Abs", value))
+        return graph.add("Mul", sign, size)
 
     def _mask(self, graph: Graph, features: frozenset[int]) -> str:
         return graph.constant([[feature in features for feature in range(self.trees.features)]], np.bool_)

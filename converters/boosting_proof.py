@@ -1,5 +1,6 @@
 """What the converters of boosting libraries share: from a ``Boosting`` and its library's answers to a conversion."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from converters.probes import matrix_probes, ranges_of
 from converters.samples import Sample, matrix_sample, read_sample
 from onnx_serve.tensors import Array, Tensors
 
-__all__ = ["TOLERANCES", "class_answers", "prove_boosting", "request_sample"]
+__all__ = ["TOLERANCES", "category_properties", "class_answers", "prove_boosting", "request_sample"]
 
 TOLERANCES = Tolerances(rtol=1e-4, atol=1e-6)
+_CATEGORIES = "onnx_serve.categories"
+_CATEGORY_NOTE = f"categorical columns take the numbers of their categories, in the order that the metadata {_CATEGORIES} lists"
 
 
 def prove_boosting(  # noqa: PLR0913  each is said by its name
@@ -46,13 +49,14 @@ def prove_boosting(  # noqa: PLR0913  each is said by its name
         ConversionRefused: The graph answers otherwise.
     """
     trees = boosting.trees
+    if _CATEGORIES in boosting.properties:
+        notes = (*notes, _CATEGORY_NOTE)
     probes = [
         *matrix_sample(sample, trees.features, boosting.names),
         *matrix_probes(
-            ranges_of(trees.thresholds, trees.features), trees.thresholds, trees.categories,
-            missing=boosting.linear is None,
+            ranges_of(trees.thresholds, trees.features), trees.thresholds, trees.categories, missing=True
         ),
-    ]  # fmt: skip
+    ]
     return prove(
         to_model(boosting), original, probes,
         framework=framework, family=family, tolerances=TOLERANCES, overrides=tolerances,
@@ -68,6 +72,13 @@ def request_sample(request: Request) -> Sample | None:
         ConversionError: They cannot be read.
     """
     return read_sample(Path(request.sample)) if request.sample else None
+
+
+def category_properties(categories: Sequence[Any] | Mapping[str, Any]) -> dict[str, str]:
+    """The metadata that tells which category each number stands for, or none; of categories in a data frame."""
+    if not categories:
+        return {}
+    return {_CATEGORIES: json.dumps(categories, ensure_ascii=False, default=str)}
 
 
 def class_answers(shares: Any, classes: Sequence[Any]) -> Tensors:

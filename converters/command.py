@@ -87,6 +87,8 @@ def convert(
     from converters import conversion as conversions  # noqa: PLC0415
     from converters.frameworks import check_request  # noqa: PLC0415
     from converters.isolation import convert_apart  # noqa: PLC0415
+    from converters.parity import Tolerances  # noqa: PLC0415
+    from converters.samples import check_sample  # noqa: PLC0415
 
     progress = progress or conversions.say_nothing
     artifacts.check_output(output, force=force)
@@ -97,6 +99,12 @@ def convert(
     )
     check_request(wanted)
     _check_steps(steps, wanted.target)
+    # What is wrong with an argument shows before a conversion that may take minutes.
+    conversions.override(Tolerances(), wanted.tolerances)
+    if sample:
+        check_sample(Path(sample))
+    if not 0 < timeout_s < float("inf"):
+        raise ConversionError(f"--timeout: expected seconds above 0, got {timeout_s:g}")
     with (
         convert_apart(wanted, timeout_s=timeout_s, progress=progress) as conversion,
         tempfile.TemporaryDirectory(prefix="onnx-serve-weights-") as weights,
@@ -148,7 +156,7 @@ def _convert(options: argparse.Namespace) -> int:
         steps=[step for step in ("optimize", "float16", "quantize") if getattr(options, step)],
         progress=lambda text: print(f"onnx-serve: {text}", file=sys.stderr, flush=True),
         framework=options.framework, sample=options.sample, trust_pickle=options.trust_pickle,
-        options=_pairs(options.option, "--option"),
+        options=_framework_options(options),
         tolerances=_numbers(_pairs(options.tolerance, "--tolerance")), target=options.target_onnxruntime,
     )  # fmt: skip
     for line in report.lines():
@@ -168,6 +176,20 @@ def _package(options: argparse.Namespace) -> int:
 def _fail(ex: ServeError, code: int) -> int:
     print(f"onnx-serve: {ex}", file=sys.stderr)
     return code
+
+
+def _framework_options(options: argparse.Namespace) -> dict[str, str]:
+    """``--option``, with ``--dynamic`` as one of them.
+
+    Raises:
+        ConversionError: One is no pair, or both name dimensions.
+    """
+    pairs = _pairs(options.option, "--option")
+    if not options.dynamic:
+        return pairs
+    if "dynamic" in pairs:
+        raise ConversionError("--dynamic: the dimensions are named by --option dynamic= too")
+    return pairs | {"dynamic": ",".join(options.dynamic)}
 
 
 def _pairs(words: Sequence[str], flag: str) -> dict[str, str]:
@@ -210,6 +232,13 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         help="of the framework, see docs/converters.md",
+    )
+    add(
+        "--dynamic",
+        metavar="INPUT:AXIS=NAME",
+        action="append",
+        default=[],
+        help="torch: a free dimension, such as x:0=batch; if any are named, none are inferred",
     )
     add("--tolerance", metavar="KEY=NUMBER", action="append", default=[], help="rtol, atol, ties or rows")
     add(

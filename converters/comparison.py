@@ -1,6 +1,6 @@
 """How two answers compare: row by row for one output, over runs of different sizes."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,12 +9,15 @@ from converters.parity_report import Case, Difference, OutputReport, Tolerances
 from onnx_serve.model import Model
 from onnx_serve.tensors import Array, MapTable, RowAxis, Tensors, Values
 
-__all__ = ["Incomparable", "Tally", "array_of", "runs", "scale_of"]
+__all__ = ["Incomparable", "Tally", "array_of", "runs"]
 
 _CUTS = (7, 1)  # rows a run, besides all at once
 _CUT_ROWS = 70  # rows that are run in each of these cuts
 _WORST = 5
 _TINY = float(np.finfo(np.float32).tiny)  # below it, a relative error says nothing
+_USERS = "sample"  # the probe of the user's rows
+# Outputs whose columns are quantities of their own, each of its own magnitude.
+_APART = frozenset({"prediction", "transformed"})
 
 
 class Incomparable(Exception):
@@ -22,12 +25,13 @@ class Incomparable(Exception):
 
 
 class Tally:
-    """Collects the errors of one output."""
+    """Collects the errors of one output, of a comparison of these cases."""
 
-    def __init__(self, name: str, tolerances: Tolerances) -> None:
+    def __init__(self, name: str, tolerances: Tolerances, cases: Sequence[Case]) -> None:
         self.name = name
         self.tolerances = tolerances
-        self.scale = 0.0
+        self.scales = _scales(cases, name)
+        self.scale = float(next(iter(self.scales.values())).max(initial=0.0))
         self.kind = "number"
         self.rows = self.disagreements = self.ties = self.outside = self.crossing = 0
         self.absolute: list[Array] = []
@@ -40,7 +44,7 @@ class Tally:
         expected = _fit(case.expected[self.name][rows], actual, self.name)
         self.rows += len(actual)
         if expected.dtype.kind == "f":
-            excess = self.numbers(expected, actual)
+            excess = self.numbers(expected, actual, self.scale_of(case, expected))
         else:
             excess = self.labels(case, rows, expected, actual)
         wrong = excess > 0
@@ -59,12 +63,18 @@ class Tally:
             )  # fmt: skip
         self.worst = sorted(self.worst, key=lambda found: -found.excess)[:_WORST]
 
-    def numbers(self, expected: Array, actual: Array) -> Array:
+    def scale_of(self, case: Case, expected: Array) -> Array:
+        """What ``Tolerances.atol`` is a share of in the rows of a case, for each column or for all."""
+        scale = self.scales[case.probe.name]
+        # In the model's shape, which _fit gave the answer, [N] may have become [N, 1] or the other way round.
+        return scale if scale.shape == expected.shape[1:] else np.asarray(scale.max(initial=0.0))
+
+    def numbers(self, expected: Array, actual: Array, scale: Array) -> Array:
         """For each row, by how much its largest error exceeds what is allowed; 0 within."""
         if actual.dtype.kind not in "fiub":
             raise Incomparable(f'output "{self.name}": expected numbers, got {actual.dtype}')
         expected, actual = expected.astype(np.float64), actual.astype(np.float64)
-        excess, finite = self.excess(expected, actual)
+        excess, finite = self.excess(expected, actual, scale)
         error = np.abs(expected[finite] - actual[finite])
         magnitude = np.abs(expected[finite])
         self.absolute.append(error)
@@ -72,14 +82,12 @@ class Tally:
         self.relative.append(error[known] / magnitude[known])
         return _row_max(excess)
 
-    def excess(self, expected: Array, actual: Array) -> tuple[Array, Array]:
+    def excess(self, expected: Array, actual: Array, scale: Array) -> tuple[Array, Array]:
         """Element by element the error beyond the allowed one, and where both are finite."""
         finite = np.isfinite(expected) & np.isfinite(actual)
         # Equal infinities and two NaNs agree; anything else that is not finite is wrong beyond measure.
         same = (expected == actual) | (np.isnan(expected) & np.isnan(actual))
-        allowed = self.tolerances.atol * self.scale + self.tolerances.rtol * np.abs(
-            np.where(finite, expected, 0)
-        )
+        allowed = self.tolerances.atol * scale + self.tolerances.rtol * np.abs(np.where(finite, expected, 0))
         with np.errstate(invalid="ignore"):
             error = np.where(finite, np.abs(expected - actual), np.where(same, 0.0, np.inf))
         return np.maximum(error - allowed, 0.0), finite
@@ -111,7 +119,9 @@ class Tally:
             return np.zeros(len(actual), np.bool_)
         expected = _fit(case.rounded[self.name][rows], actual, self.name)
         if expected.dtype.kind == "f":
-            excess, _ = self.excess(expected.astype(np.float64), actual.astype(np.float64))
+            excess, _ = self.excess(
+                expected.astype(np.float64), actual.astype(np.float64), self.scale_of(case, expected)
+            )
             return np.asarray(_row_max(excess) == 0)
         return np.asarray(_row_max((expected != actual).astype(np.float64)) == 0)
 
@@ -173,10 +183,26 @@ def _fit(expected: Array, actual: Array, name: str) -> Array:
     return expected.reshape(actual.shape)
 
 
-def scale_of(arrays: Iterable[Array]) -> float:
-    """The largest finite magnitude in an output's answers, 0 for labels."""
-    numbers = [np.abs(array[np.isfinite(array)]) for array in arrays if array.dtype.kind == "f"]
-    return max((float(array.max(initial=0.0)) for array in numbers), default=0.0)
+def _scales(cases: Sequence[Case], name: str) -> dict[str, Array]:
+    """By probe, the largest finite magnitudes of an output's answers: of each column, or of all; 0 for labels.
+
+    The user's rows are measured by themselves: rows that are made up may reach magnitudes far from theirs.
+    """
+    scales: dict[str, Array] = {}
+    for users in (True, False):
+        chosen = [case for case in cases if (case.probe.name == _USERS) is users and name in case.expected]
+        widths = {case.expected[name].shape[1:] for case in chosen}
+        apart = name in _APART and len(widths) == 1
+        magnitudes = [_magnitudes(case.expected[name], apart=apart) for case in chosen]
+        scales |= {case.probe.name: np.max(magnitudes, axis=0) for case in chosen}
+    return scales
+
+
+def _magnitudes(array: Array, *, apart: bool) -> Array:
+    if array.dtype.kind != "f":
+        return np.zeros(())
+    sizes = np.where(np.isfinite(array), np.abs(array), 0.0)
+    return np.asarray(sizes.max(axis=0 if apart and array.ndim == 2 else None, initial=0.0))  # noqa: PLR2004  rows and columns
 
 
 def _row_max(values: Array) -> Array:

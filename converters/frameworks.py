@@ -59,7 +59,9 @@ def _convert_artifact(kind: Format, request: Request, progress: Progress) -> Con
     if kind is not Format.PICKLE:
         framework = kind.framework
         assert framework is not None
-        conversion: Conversion = _module(framework).convert_file(request, kind, progress)
+        module = _module(framework)
+        _check_options(module, framework, request)
+        conversion: Conversion = module.convert_file(request, kind, progress)
         return conversion
     progress("reading the pickle")
     model = _unpickle(Path(request.artifact))
@@ -87,16 +89,21 @@ def framework_of(model: Any) -> str | None:
 
 def _convert_object(framework: str, model: Any, request: Request, progress: Progress) -> Conversion:
     module = _module(framework)
+    _check_options(module, framework, request)
     if hasattr(module, "convert_object"):
         conversion: Conversion = module.convert_object(model, request, progress)
         return conversion
-    if request.options:
-        raise ConversionError(f"--option: {framework} takes none, got {quote(next(iter(request.options)))}")
     from converters.samples import read_sample  # noqa: PLC0415  reads Parquet: not needed by most
 
     sample = read_sample(Path(request.sample)) if request.sample else None
     converted: Conversion = module.convert(model, sample, progress=progress, tolerances=request.tolerances)
     return converted
+
+
+def _check_options(module: Any, framework: str, request: Request) -> None:
+    """Refuses options of a framework that has none; the others have a ``convert_object``, and check them themselves."""
+    if request.options and not hasattr(module, "convert_object"):
+        raise ConversionError(f"--option: {framework} takes none, got {quote(next(iter(request.options)))}")
 
 
 def _module(framework: str) -> Any:

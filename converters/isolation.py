@@ -112,7 +112,9 @@ def _follow(stream: IO[bytes], progress: Progress) -> None:
     while line := stream.readline(_MAX_LINE):
         text = line.decode("utf-8", "replace").strip()
         if text.startswith(PROGRESS):
-            progress(text.removeprefix(PROGRESS))
+            # No control characters either: they would reach the user's terminal.
+            shown = "".join(letter if letter.isprintable() else "?" for letter in text)
+            progress(shown.removeprefix(PROGRESS))
 
 
 def _judge(folder: Path, code: int) -> None:

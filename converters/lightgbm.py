@@ -15,7 +15,7 @@ import numpy as np
 
 from converters.artifact import Format
 from converters.boosting import KZERO, Boosting
-from converters.boosting_proof import class_answers, prove_boosting, request_sample
+from converters.boosting_proof import category_properties, class_answers, prove_boosting, request_sample
 from converters.conversion import Conversion, Progress, Request, say_nothing
 from converters.errors import ConversionError, MissingExtra
 from converters.parity import Original
@@ -91,7 +91,7 @@ def convert(
     boosting, original = read(model)
     return prove_boosting(
         boosting, original, framework="lightgbm", family=type(model).__name__, sample=sample,
-        tolerances=tolerances, notes=_notes(model), progress=progress,
+        tolerances=tolerances, progress=progress,
     )  # fmt: skip
 
 
@@ -134,11 +134,10 @@ def read(model: Any) -> tuple[Boosting, Original]:
         nan_as_zero=frozenset(feature for feature, found in missing.items() if found == {"None"}),
         zero_as_nan=frozenset(feature for feature, found in missing.items() if found == {"Zero"}),
         integral=frozenset(trees.categories),
+        toward_zero=True,  # static_cast<int> in CategoricalDecision
         scale=1.0 / rounds if facts.get("average_output") else 1.0,
         names=_names(booster),
-        properties={"onnx_serve.categories": str(booster.pandas_categorical)}
-        if booster.pandas_categorical
-        else {},
+        properties=category_properties(booster.pandas_categorical or ()),
     )
     return boosting, _original(booster, classes)
 
@@ -150,7 +149,8 @@ def _open(model: Any) -> tuple[Any, Sequence[Any]]:
         booster = model.booster_
     except Exception as ex:  # LGBMNotFittedError, whose base depends on whether sklearn is installed
         raise ConversionError(f"{type(model).__name__} is not fitted") from ex
-    if not isinstance(model, lightgbm.LGBMClassifier):
+    # With an objective of the user's own, a classifier answers sums: nobody says how they become classes.
+    if not isinstance(model, lightgbm.LGBMClassifier) or callable(model.objective_):
         return booster, ()
     return booster, tuple(np.asarray(model.classes_).tolist())
 
@@ -211,15 +211,3 @@ def _original(booster: Any, classes: Sequence[Any]) -> Original:
         return class_answers(booster.predict(rows), classes)
 
     return answer
-
-
-def _notes(model: Any) -> tuple[str, ...]:
-    booster, _ = _open(model)
-    if not booster.pandas_categorical:
-        return ()
-    return (
-        (
-            "categorical columns take the numbers of their categories, in the order that the metadata "
-            "onnx_serve.categories lists"
-        ),
-    )

@@ -7,7 +7,8 @@ several cuts (all at once, by seven, one by one) and returns a ``Report``; ``gat
 What counts as a difference: labels, other integers and strings must be equal, except that a label may
 differ where the original's own two best scores are closer than the tolerance (a tie). A number may
 differ by ``atol * scale + rtol * |expected|``, where ``scale`` is the largest finite magnitude that the
-original answers in this output. Rows whose answer is right for the inputs as the model's type rounds
+original answers in this output (of a ``prediction`` or a ``transformed`` matrix: in this column), to the user's
+rows or to those made up. Rows whose answer is right for the inputs as the model's type rounds
 them, and wrong for the inputs as they were, have crossed a threshold; they are counted apart, and fail too.
 """
 
@@ -17,7 +18,7 @@ from typing import TypeAlias
 import numpy as np
 
 from converters.artifact import Golden
-from converters.comparison import Incomparable, Tally, array_of, runs, scale_of
+from converters.comparison import Incomparable, Tally, array_of, runs
 from converters.errors import ConversionRefused
 from converters.parity_report import Case, Difference, OutputReport, Probe, Report, Tolerances
 from onnx_serve.errors import ServeError
@@ -79,6 +80,12 @@ def gate(report: Report) -> None:
     if not report.outputs:
         raise ConversionRefused("the converted model has no output that the original has too")
     lines = "\n".join(report.lines())
+    ties = max(output.ties / max(output.rows, 1) for output in report.outputs)
+    if ties > report.tolerances.ties:
+        lines += (
+            f"\nTies alone, where the original's own scores leave the label open, are {ties:.3g} of the rows: "
+            "--tolerance ties= allows another share"
+        )
     raise ConversionRefused(f"the converted model does not answer as the original does:\n{lines}")
 
 
@@ -86,15 +93,13 @@ def judge(model: Model, cases: Sequence[Case], tolerances: Tolerances) -> Report
     """Runs the cases through the model and compares with the recorded answers."""
     names = {case.probe.name: len(next(iter(case.probe.feed.values()))) for case in cases}
     tallies = {
-        spec.name: Tally(spec.name, tolerances)
+        spec.name: Tally(spec.name, tolerances, cases)
         for spec in model.signature.outputs
         if any(spec.name in case.expected for case in cases)
     }
     unchecked = tuple(spec.name for spec in model.signature.outputs if spec.name not in tallies)
     problem = ""
     try:
-        for name, tally in tallies.items():
-            tally.scale = scale_of(case.expected[name] for case in cases)
         for case in cases:
             feed = conform(case.probe.feed, model.signature)
             for rows, values in runs(model, feed):

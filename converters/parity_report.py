@@ -44,7 +44,7 @@ class Tolerances:
 
     Attributes:
         rtol: Share of a number's own magnitude.
-        atol: Share of the output's largest magnitude.
+        atol: Share of the largest magnitude of the output, or of its column, as ``parity`` tells.
         ties: Share of rows whose label may differ because the original's two best scores are as good
             as equal.
         rows: Share of rows that may be outside these tolerances, crossing rows included; for models that
@@ -84,7 +84,8 @@ class OutputReport:
         max_rel, p99_rel: Error relative to the expected value, where that is not 0.
         rows_outside: Rows outside the tolerances, neither ties nor crossing.
         rows_crossing: Rows outside because the model's input type rounds them across a threshold.
-        scale: The largest finite magnitude that the original answers, which ``Tolerances.atol`` is a share of.
+        scale: The largest finite magnitude that the original answers to the user's rows, or to those made up if there
+            are none.
     """
 
     name: str

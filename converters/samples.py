@@ -16,7 +16,7 @@ from converters.parity import Probe
 from onnx_serve.errors import quote
 from onnx_serve.tensors import Array
 
-__all__ = ["Sample", "as_sample", "matrix_sample", "numbers_or_text", "read_sample"]
+__all__ = ["Sample", "as_sample", "check_sample", "matrix_sample", "numbers_or_text", "read_sample"]
 
 _MAX_ROWS = 100_000
 _FORMATS = ".csv, .jsonl, .json, .parquet, .npy or .npz"
@@ -49,6 +49,7 @@ def read_sample(path: Path) -> Sample:
         ConversionError: It cannot be read, has no rows, or more than a hundred thousand.
     """
     name = quote(path.name)
+    check_sample(path)
     try:
         sample = _read(path)
     except OSError as ex:
@@ -60,6 +61,17 @@ def read_sample(path: Path) -> Sample:
     if sample.rows > _MAX_ROWS:
         raise ConversionError(f"--sample {name}: expected at most {_MAX_ROWS} rows, got {sample.rows}")
     return sample
+
+
+def check_sample(path: Path) -> None:
+    """Refuses what is no file, before any work is done.
+
+    Raises:
+        ConversionError: See above.
+    """
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "none"
+        raise ConversionError(f"--sample {quote(path.name)}: expected a file, found {found}")
 
 
 def _read(path: Path) -> Sample:

@@ -1,13 +1,13 @@
-"""Transformers and regressors that multiply the features by a matrix and add a row.
+"""Transformers and regressors that multiply the features by a matrix and add a row, once or in layers.
 
-The matrix is asked of the fitted estimator itself: what it makes of the rows 0 and of each unit vector.
+Where there is one matrix, it is asked of the fitted estimator itself: what it makes of the rows 0 and of each unit vector.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from sklearn import cluster, cross_decomposition, decomposition, random_projection
+from sklearn import cluster, cross_decomposition, decomposition, neural_network, random_projection
 
 from converters.errors import ConversionError
 from converters.sklearn_expressions import Expression
@@ -45,6 +45,24 @@ def _agglomeration(model: Any, x: Expression) -> list[Expression]:
     return _affine(model, x)
 
 
+def _layers(model: Any, x: Expression) -> list[Expression]:
+    """``MLPRegressor``; skl2onnx's converter makes one column of several targets."""
+    last = len(model.coefs_) - 1
+    for layer, (weights, offset) in enumerate(zip(model.coefs_, model.intercepts_, strict=True)):
+        x = _ACTIVATIONS[model.out_activation_ if layer == last else model.activation](x @ weights + offset)
+    return [x]
+
+
+# sklearn/neural_network/_base.py; poisson losses answer with exp.
+_ACTIVATIONS: Mapping[str, Callable[[Expression], Expression]] = {
+    "identity": lambda x: x,
+    "relu": lambda x: x.call("Relu"),
+    "tanh": lambda x: x.call("Tanh"),
+    "logistic": lambda x: x.call("Sigmoid"),
+    "exp": lambda x: x.call("Exp"),
+}
+
+
 FORMULAS = {
     **dict.fromkeys(
         (
@@ -55,4 +73,5 @@ FORMULAS = {
         _affine,
     ),
     cluster.FeatureAgglomeration: _agglomeration,
+    neural_network.MLPRegressor: _layers,
 }  # fmt: skip

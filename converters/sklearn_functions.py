@@ -252,6 +252,38 @@ def _inverse(lengths: Array) -> Array:
     return np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
 
 
+# --- Steps and lengths ------------------------------------------------------------------------------
+
+
+def _bins(model: Any, x: Expression) -> list[Expression]:
+    """``KBinsDiscretizer``: how many inner edges a value has reached; skl2onnx compares in float32."""
+    parts = []
+    for column, (edges, count) in enumerate(zip(model.bin_edges_, model.n_bins_, strict=True)):
+        value = x.columns([column])
+        inner = edges[1:-1][None, :]
+        reached = (value >= inner).numbers().total() if inner.size else value * 0.0
+        if model.encode != "ordinal":
+            reached = reached.call("Equal", np.arange(float(count))[None, :]).numbers()
+        parts.append(reached)
+    return [concat(parts)]
+
+
+def _binarized(model: Any, x: Expression) -> list[Expression]:
+    """``Binarizer``; skl2onnx compares in float32."""
+    return [(x > float(model.threshold)).numbers()]
+
+
+def _normalized(model: Any, x: Expression) -> list[Expression]:
+    """``Normalizer``; a row of zeros stays as it is."""
+    sizes = x.call("Abs")
+    lengths = {
+        "l1": sizes.total,
+        "l2": lambda: (x * x).total().call("Sqrt"),
+        "max": sizes.greatest,
+    }[model.norm]()
+    return [x / where(lengths > 0.0, lengths, 1.0)]
+
+
 # --- Constants --------------------------------------------------------------------------------------
 
 
@@ -275,6 +307,9 @@ FORMULAS = {
     preprocessing.FunctionTransformer: _function,
     preprocessing.PowerTransformer: _power,
     preprocessing.SplineTransformer: _splines,
+    preprocessing.KBinsDiscretizer: _bins,
+    preprocessing.Binarizer: _binarized,
+    preprocessing.Normalizer: _normalized,
     impute.MissingIndicator: _indicator,
     feature_selection.SequentialFeatureSelector: _selection,
     isotonic.IsotonicRegression: _isotonic,

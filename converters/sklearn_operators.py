@@ -4,6 +4,7 @@ skl2onnx lets a class be registered with a converter
 (https://onnx.ai/sklearn-onnx/auto_tutorial/plot_gexternal_lightgbm.html). Registered here are
 
 - scikit-learn's trees, forests and histogram boosting (``sklearn_trees``);
+- encoders of categories (``sklearn_encoders``);
 - estimators that are formulas (``sklearn_formulas``) or ask others (``sklearn_composites``, ``_calibration``, ``_stacking``);
 - the estimators of xgboost, LightGBM and CatBoost, those that are installed;
 - ``GradientBoosting*`` and ``AdaBoost*``, whose trees cast their features to float32 whatever they get:
@@ -34,6 +35,7 @@ from converters import (
     sklearn_calibration,
     sklearn_composites,
     sklearn_distances,
+    sklearn_encoders,
     sklearn_formulas,
     sklearn_functions,
     sklearn_imputers,
@@ -100,6 +102,7 @@ def register() -> None:
         sklearn_calibration.register()
         sklearn_stacking.register()
         sklearn_imputers.register()
+        sklearn_encoders.register()
         sklearn_records.register()
         _replaced.add("formulas")
     # A library that nobody imported has no estimator in the pipeline.
@@ -232,6 +235,10 @@ def _converter(read: Read, otherwise: Convert | None = None) -> Convert:
         if boosting.multilabel:
             raise ConversionError(
                 f"{type(model).__name__}: several labels inside another estimator have no converter"
+            )
+        if len(operator.outputs) > 1 and not boosting.classes:
+            raise ConversionError(
+                f"{type(model).__name__}: by an objective of your own it answers sums, which no step can take for classes"
             )
         graph = Graph(scope.get_unique_operator_name("trees") + "_")
         wanted = TensorProto.DOUBLE if boosting.trees.dtype == np.float64 else TensorProto.FLOAT

@@ -1,10 +1,12 @@
 """Rows made for a scikit-learn estimator: what it was scaled to, split at, and knows the categories of."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from sklearn.preprocessing import Binarizer
 
+from converters.boosting import Boosting
 from converters.parity import Probe
 from converters.probes import ROWS, SEED, matrix_probes, nudged, ranges_of
 from converters.sklearn_inputs import MATRIX, TEXT, Column, Inputs, children, first_steps, indices_of
@@ -21,6 +23,7 @@ _UNSEEN = "unseen é"
 _UNSEEN_NUMBER = 987654
 _TEXT_ROWS = 256
 _MISSING_ROWS = 64
+_CATEGORY_ROWS = 64
 _NO_LIMIT = 1e38  # about the end of float32
 
 
@@ -34,16 +37,44 @@ def make_probes(estimator: Any, inputs: Inputs) -> Iterator[Probe]:
     thresholds = _thresholds(estimator, count)
     ranges = _ranges(estimator, inputs, thresholds)
     if inputs.form == "matrix":
-        categories = {i: column.categories for i, column in enumerate(inputs.columns) if column.categories}
-        for probe in matrix_probes(ranges, thresholds, {}, missing=True, name=MATRIX):
-            feed = dict(probe.feed)
-            for index, codes in categories.items():
-                feed[MATRIX][:, index] = np.resize(np.array(codes, np.float64), len(feed[MATRIX]))
-            if probe.name == "thresholds":
-                feed = {MATRIX: np.nan_to_num(feed[MATRIX])}
-            yield Probe(probe.name, feed)
+        yield from _matrix_probes(estimator, inputs, ranges, thresholds)
         return
     yield from _table_probes(estimator, inputs, ranges, thresholds)
+
+
+def _matrix_probes(
+    estimator: Any, inputs: Inputs, ranges: Array, thresholds: dict[int, set[float]]
+) -> Iterator[Probe]:
+    categories: dict[int, Sequence[Any]] = {
+        i: column.categories for i, column in enumerate(inputs.columns) if column.categories
+    }
+    for step in first_steps(estimator):
+        boosting = _boosting(step)
+        sets = {} if boosting is None else boosting.trees.categories
+        categories |= {feature: sorted(codes) for feature, codes in sets.items() if codes}
+    known = np.zeros((0, len(inputs.columns)))
+    for probe in matrix_probes(ranges, thresholds, {}, missing=True, name=MATRIX):
+        feed = dict(probe.feed)
+        for index, codes in categories.items():
+            feed[MATRIX][:, index] = np.resize(np.array(codes, np.float64), len(feed[MATRIX]))
+        if probe.name == "thresholds":
+            feed = {MATRIX: np.nan_to_num(feed[MATRIX])}
+        known = known if len(known) else feed[MATRIX]
+        yield Probe(probe.name, feed)
+    for index, codes in categories.items():
+        for name, values in {"unseen": _neighbours(codes), "missing": np.array([np.nan])}.items():
+            rows = known[:_CATEGORY_ROWS].copy()
+            rows[::2, index] = np.resize(values, len(rows[::2]))
+            yield Probe(f"{name} {inputs.columns[index].name}", {MATRIX: rows})
+
+
+def _neighbours(categories: Sequence[Any]) -> Array:
+    """Numbers that are no category, and that a cast might take for one."""
+    known = np.array(categories, np.float64)
+    beyond = known.max(initial=0.0) + np.array([1, 2.0**32])
+    near = (known + 0.5, known - 0.5, np.nextafter(known, np.inf), -1.0 - np.abs(known))
+    values = np.concatenate([*near, beyond, [_UNSEEN_NUMBER]])
+    return np.setdiff1d(values[np.isfinite(values)], known)
 
 
 def _table_probes(
@@ -74,13 +105,23 @@ def _table_probes(
         yield Probe("thresholds", close)
     for i, column in enumerate(inputs.columns):
         if column.categories:
-            unseen = table(8)
-            unseen[column.name][:4] = _UNSEEN if column.kind == "text" else _UNSEEN_NUMBER
+            unseen = table(_CATEGORY_ROWS)
+            unseen[column.name][::2, 0] = np.resize(_unseen(column), _CATEGORY_ROWS // 2)
             yield Probe(f"unseen {column.name}", unseen)
-        elif column.kind == "number":
+        if column.kind == "number":
             holes = table(_MISSING_ROWS)
             holes[inputs.columns[i].name][::3] = np.nan
             yield Probe(f"missing {column.name}", holes)
+
+
+def _unseen(column: Column) -> Any:
+    """What is no category of a column, in the column's own type."""
+    if column.kind == "text":
+        return [_UNSEEN]
+    values = _neighbours(column.categories)
+    if column.kind == "number":
+        return values
+    return np.setdiff1d(values.astype(np.int64), np.array(column.categories, np.int64))
 
 
 def _column(
@@ -226,6 +267,15 @@ def _splits(estimator: Any, back: Callable[[Array], Array | None]) -> Iterator[t
             yield from _splits(child, back)
 
 
+def _cuts(estimator: Any) -> Sequence[Any]:
+    """By column, where a ``KBinsDiscretizer`` or a ``Binarizer`` cuts it."""
+    if getattr(estimator, "bin_edges_", None) is not None:
+        return list(estimator.bin_edges_)
+    if isinstance(estimator, Binarizer):
+        return [[estimator.threshold]] * int(estimator.n_features_in_)
+    return ()
+
+
 def _through(step: Any, back: Callable[[Array], Array | None]) -> Callable[[Array], Array | None]:
     def inverse(rows: Array) -> Array | None:
         try:
@@ -239,16 +289,24 @@ def _through(step: Any, back: Callable[[Array], Array | None]) -> Callable[[Arra
 
 
 def _tree_splits(estimator: Any) -> Iterator[tuple[Array, Array, int]]:
+    """Features, thresholds and the number of features, of a tree, of boosted trees, or of what cuts columns in steps."""
+    cuts = _cuts(estimator)
+    for feature, values in enumerate(cuts):
+        yield np.full(len(values), feature), np.asarray(values, np.float64), len(cuts)
     tree = getattr(estimator, "tree_", None)
     if tree is not None and hasattr(tree, "threshold"):
         inner = tree.feature >= 0
         yield tree.feature[inner], tree.threshold[inner], int(tree.n_features)
         return
-    from converters.sklearn_operators import boosting_of  # noqa: PLC0415  it may import the libraries
-
-    boosting = boosting_of(estimator)
+    boosting = _boosting(estimator)
     if boosting is None:
         return
     for feature, values in boosting.trees.thresholds.items():
         limited = [value for value in values if abs(value) < _NO_LIMIT]
         yield np.full(len(limited), feature), np.array(limited), boosting.trees.features
+
+
+def _boosting(estimator: Any) -> Boosting | None:
+    from converters.sklearn_operators import boosting_of  # noqa: PLC0415  it may import the libraries
+
+    return boosting_of(estimator)

@@ -22,6 +22,8 @@ _NODE_KEYS = (
     "treeids", "nodeids", "featureids", "modes", "values", "truenodeids", "falsenodeids",
     "missing_value_tracks_true",
 )  # fmt: skip
+# What no feature is equal to: for sets without a member, which still send missing values to one side.
+_NO_CATEGORY = -float(np.finfo(np.float32).max)
 _LEAF_KEYS = ("treeids", "nodeids", "ids", "weights")
 
 
@@ -100,10 +102,10 @@ class Ensemble:
                 count += 2
                 continue
             self.categories.setdefault(node.feature, set()).update(members)
-            count = self._chain(tree, number, node, members or (-1,), count, pending)
+            count = self._chain(tree, number, node, members or (_NO_CATEGORY,), count, pending)
 
     def _chain(
-        self, tree: int, number: int, node: Split, members: tuple[int, ...], count: int,
+        self, tree: int, number: int, node: Split, members: Sequence[float], count: int,
         pending: list[tuple[Any, int]],
     ) -> int:  # fmt: skip
         """A set as one equality after the other; returns the next free number."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from converters.artifact import Format
 from converters.boosting import Boosting
-from converters.boosting_proof import class_answers, prove_boosting, request_sample
+from converters.boosting_proof import category_properties, class_answers, prove_boosting, request_sample
 from converters.conversion import Conversion, Progress, Request, say_nothing
 from converters.errors import ConversionError, MissingExtra
 from converters.parity import Original
@@ -41,6 +41,13 @@ _LINKS = {
     "rank:pairwise": "identity", "rank:ndcg": "identity", "rank:map": "identity",
 }  # fmt: skip
 
+# What a wrapper calls itself in its file; the random forests are of the same kinds.
+_WRAPPERS = {
+    "classifier": xgboost.XGBClassifier,
+    "regressor": xgboost.XGBRegressor,
+    "ranker": xgboost.XGBRanker,
+}
+
 
 def convert_file(request: Request, _kind: Format, progress: Progress = say_nothing) -> Conversion:
     """Converts a file that ``save_model`` wrote.
@@ -59,11 +66,13 @@ def convert_file(request: Request, _kind: Format, progress: Progress = say_nothi
         raise ConversionError(
             f"{quote(path.name)}: xgboost cannot read the model: it is damaged or truncated"
         ) from ex
-    # The sklearn wrappers note themselves in the file: a classifier answers labels, a booster does not.
+    # The sklearn wrappers note themselves in the file. They answer otherwise than a booster: a classifier with labels, and
+    # all of them with the trees up to the best iteration only.
     notes = json.loads((booster.attributes() or {}).get("scikit_learn", "{}"))
+    wrapper = _WRAPPERS.get(notes.get("_estimator_type"))
     model: Any = booster
-    if notes.get("_estimator_type") == "classifier":
-        model = xgboost.XGBClassifier()
+    if wrapper is not None:
+        model = wrapper()
         model.load_model(bytearray(path.read_bytes()))
     return convert(model, request_sample(request), progress=progress, tolerances=request.tolerances)
 
@@ -127,8 +136,19 @@ def read(model: Any) -> tuple[Boosting, Original]:
     boosting = Boosting(
         trees, base, link, classes=classes, multilabel=bool(classes) and int(param["num_target"]) > 1,
         integral=integral, missing=missing, names=names, linear=linear,
+        # A linear booster adds nothing for a missing value.
+        nan_as_zero=frozenset(range(features)) if linear is not None else frozenset(),
+        properties=category_properties(_category_names(booster)),
     )  # fmt: skip
     return boosting, _original(model, booster, boosting)
+
+
+def _category_names(booster: Any) -> dict[str, list[Any]]:
+    """By column, the categories of the data frame that the booster was trained on, in the order of their numbers."""
+    if "c" not in (booster.feature_types or ()):
+        return {}
+    found = booster.get_categories(export_to_arrow=True).to_arrow() or ()
+    return {name: values.to_pylist() for name, values in found if values is not None}
 
 
 def _open(model: Any) -> tuple[Any, Sequence[Any], float | None]:
@@ -192,32 +212,25 @@ def _visitor(tree: Mapping[str, Any], target: int, weight: float) -> Any:
 
 
 def _original(model: Any, booster: Any, boosting: Boosting) -> Original:
-    types = booster.feature_types
-    names = booster.feature_names
+    types, names, classes = booster.feature_types, booster.feature_names, boosting.classes
+    # The wrappers take arrays, which have no names and no categories: linear boosters insist on the former.
+    wrapped = (
+        isinstance(model, xgboost.XGBModel)
+        and "c" not in (types or ())
+        and not (names and boosting.linear is not None)
+    )
 
     def answer(feed: Tensors) -> Tensors:
         rows = feed["features"]
-        if boosting.classes:
-            return _wrapped(model, rows, types)
+        if wrapped and classes:
+            return {"label": model.predict(rows), "probabilities": model.predict_proba(rows)}
+        if wrapped:
+            return {"prediction": model.predict(rows)}
         missing = np.nan if boosting.missing is None else boosting.missing
         matrix = xgboost.DMatrix(
             rows, missing=missing, feature_names=names, feature_types=types, enable_categorical=True
         )
-        return {"prediction": booster.predict(matrix)}
+        answers = booster.predict(matrix)
+        return class_answers(answers, classes) if classes else {"prediction": answers}
 
     return answer
-
-
-def _wrapped(model: Any, rows: Array, types: Sequence[str] | None) -> Tensors:
-    """A classifier's answers; its own predict_proba cannot be told of categories in an array."""
-    if not types or "c" not in types:
-        return {"label": model.predict(rows), "probabilities": model.predict_proba(rows)}
-    booster, classes, missing = _open(model)
-    matrix = xgboost.DMatrix(
-        rows,
-        missing=missing,
-        feature_names=booster.feature_names,
-        feature_types=types,
-        enable_categorical=True,
-    )
-    return class_answers(booster.predict(matrix), classes)

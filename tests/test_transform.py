@@ -358,16 +358,8 @@ def test_a_full_file_system(model_dir: Path, tmp_path: Path) -> None:
 
 def test_quiet_shows_the_summary_only(model_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(csv_bytes(rows(3)))
-    command = [
-        sys.executable,
-        "-m",
-        "onnx_serve",
-        "transform",
-        tmp_path / "a.csv",
-        "--output",
-        tmp_path / "out",
-    ]
-    command += ["--model-dir", model_dir]
+    command = [sys.executable, "-m", "onnx_serve", "transform", str(tmp_path / "a.csv")]
+    command += ["--model-dir", str(model_dir), "--output", str(tmp_path / "out")]
 
     shown = [
         subprocess.run([*command, *more], capture_output=True, text=True, check=True, timeout=60).stderr

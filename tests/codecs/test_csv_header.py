@@ -75,8 +75,7 @@ def test_header(body: bytes, model: Signature, options: dict[str, Any], expected
             b"u,v\n1,2\n",
             NUMBERS,
             {"batch": True},
-            'set csv_header to "skip" to answer it with a placeholder row; where it comes with all of its records, say '
-            + "so: text/csv; header=present (line 1)",
+            "where it comes with all of its records, say so: text/csv; header=present (line 1)",
         ),
         (b"u,v\n1,2\n", NUMBERS, {"csv_header": "absent"}, 'got "u" (line 1, column 1)'),
         (b"u,1\n1,2\n", NUMBERS, {}, 'got "u" (line 1, column 1)'),

@@ -1,5 +1,6 @@
 """Boosted trees beyond the collection: what the libraries' files may hold, and what cannot be converted."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from converters.errors import ConversionError, MissingExtra
 try:
     import catboost
     import lightgbm
+    import pandas as pd
     import xgboost
 
     from converters import boosting as boosted
@@ -165,6 +167,136 @@ def test_a_classifier_answers_probabilities_whatever_its_objective() -> None:
 def test_what_is_not_fitted_is_refused(model: Callable[[], Any], convert: Callable[..., Any]) -> None:
     with pytest.raises(ConversionError, match="is not fitted"):
         convert(model())
+
+
+@pytest.mark.parametrize("kind", ["regressor", "classifier", "ranker"])
+def test_a_wrappers_file_answers_up_to_the_best_iteration(kind: str, tmp_path: Path) -> None:
+    """A booster by itself answers with all trees that are in the file."""
+    options: dict[str, Any] = {"n_estimators": 40, "learning_rate": 0.9, "early_stopping_rounds": 2}
+    group: dict[str, Any] = {}
+    wrapper: Any = {
+        "regressor": xgboost.XGBRegressor, "classifier": xgboost.XGBClassifier, "ranker": xgboost.XGBRanker,
+    }[kind]  # fmt: skip
+    target = Y + RNG.normal(size=120) if kind == "regressor" else (Y + RNG.normal(size=120) > 0).astype(int)
+    if kind == "ranker":
+        group = {"qid": np.arange(60) // 10, "eval_qid": [np.arange(60) // 10]}
+    model = wrapper(**options)
+    model.fit(X[:60], target[:60], eval_set=[(X[60:], target[60:])], verbose=False, **group)
+    assert model.best_iteration + 1 < model.get_booster().num_boosted_rounds()
+    path = tmp_path / "model.ubj"
+    model.save_model(path)
+
+    conversion = frameworks.convert_artifact(Request(str(path)))
+    answers: Any = load_graph(conversion.model).run({"features": X.astype(np.float32)})
+    found = answers["probabilities"] if kind == "classifier" else answers["prediction"][:, 0]
+    expected = model.predict_proba(X) if kind == "classifier" else model.predict(X)
+    assert np.allclose(found, expected, atol=1e-5)
+
+
+def test_a_missing_value_adds_nothing_to_a_linear_booster() -> None:
+    model = xgboost.XGBRegressor(booster="gblinear", n_estimators=4).fit(X, Y)
+    holes = np.where(RNG.random(X.shape) < 0.3, np.nan, X).astype(np.float32)
+
+    answers: Any = load_graph(proven(model, xgboost_converter.convert).model).run({"features": holes})
+    assert np.allclose(answers["prediction"][:, 0], model.predict(holes), atol=1e-5)
+
+
+def test_a_linear_booster_of_named_columns_is_asked_by_name() -> None:
+    frame = pd.DataFrame(X, columns=["a", "b", "c"])
+    proven(
+        xgboost.XGBClassifier(booster="gblinear", n_estimators=4).fit(frame, Y > 0), xgboost_converter.convert
+    )
+
+
+def categories() -> Any:
+    """A data frame with categories of text, and its codes as the converted model takes them."""
+    frame = pd.DataFrame({"a": X[:, 0], "b": pd.Categorical(RNG.choice(list("xyzuvw"), 120))})
+    return frame, np.column_stack([frame["a"], frame["b"].cat.codes])
+
+
+@pytest.mark.parametrize("library", ["xgboost", "lightgbm"])
+def test_numbers_that_are_no_category(library: str) -> None:
+    """The one takes all below 0 for unknown; the other casts to int first, which makes -0.5 the category 0."""
+    frame, codes = categories()
+    target = Y + codes[:, 1]
+    if library == "xgboost":
+        model: Any = xgboost.XGBRegressor(n_estimators=4, enable_categorical=True).fit(frame, target)
+        conversion = proven(model, xgboost_converter.convert)
+        booster = model.get_booster()
+    else:
+        model = lightgbm.LGBMRegressor(n_estimators=4, verbose=-1, min_data_per_group=2, cat_smooth=1).fit(
+            frame, target
+        )
+        conversion = proven(model, lightgbm_converter.convert)
+    graph = load_graph(conversion.model)
+    for odd in (-0.5, -1, -1.5, 0.5, 1.7, 40, 1e7, 3e9, np.nan):
+        rows = codes.astype(np.float32 if library == "xgboost" else np.float64)
+        rows[:, 1] = odd
+        if library == "xgboost":
+            matrix = xgboost.DMatrix(
+                rows, feature_names=["a", "b"], feature_types=["float", "c"], enable_categorical=True
+            )
+            expected = booster.predict(matrix)
+        else:
+            expected = model.booster_.predict(rows)
+        answers: Any = graph.run({"features": rows})
+        assert np.allclose(answers["prediction"][:, 0], expected, atol=1e-5), odd
+
+
+@pytest.mark.parametrize("library", ["xgboost", "lightgbm"])
+def test_the_metadata_tell_which_category_a_number_is(library: str) -> None:
+    frame, _ = categories()
+    if library == "xgboost":
+        made = xgboost_converter.convert(
+            xgboost.XGBRegressor(n_estimators=2, enable_categorical=True).fit(frame, Y)
+        )
+        expected: Any = {"b": sorted("xyzuvw")}
+    else:
+        made = lightgbm_converter.convert(lightgbm.LGBMRegressor(n_estimators=2, verbose=-1).fit(frame, Y))
+        expected = [sorted("xyzuvw")]
+
+    assert json.loads(made.properties["onnx_serve.categories"]) == expected
+    assert any("categorical columns take the numbers" in note for note in made.notes)
+
+
+def test_a_set_of_no_category_takes_no_number_for_a_member() -> None:
+    ensemble = trees.Ensemble(1, 1)
+    nodes: dict[int, Any] = {
+        0: trees.Split(0, "", 0.0, 1, 2, members=()),
+        1: trees.Leaf([1.0]),
+        2: trees.Leaf([0.0]),
+    }
+    ensemble.grow(0, lambda key: nodes[key])
+
+    rows = np.array([[-1.0], [0.0], [np.nan]])
+    answers: Any = load_graph(boosted.to_model(boosted.Boosting(ensemble, [0.0], "identity"))).run(
+        {"features": rows}
+    )
+    assert not answers["prediction"].any()
+
+
+@pytest.mark.filterwarnings("ignore:Cannot compute class probabilities")
+def test_a_classifier_by_an_objective_of_ones_own_answers_sums() -> None:
+    """As LightGBM's ``predict`` does: the sums are neither probabilities nor compared with 0.5."""
+
+    def logistic(target: Any, sums: Any) -> Any:
+        share = 1 / (1 + np.exp(-sums))
+        return share - target, share * (1 - share)
+
+    model = lightgbm.LGBMClassifier(objective=logistic, n_estimators=4, verbose=-1).fit(X, Y > 0)
+    conversion = proven(model, lightgbm_converter.convert)
+
+    answers: Any = load_graph(conversion.model).run({"features": X})
+    assert set(answers) == {"prediction"}
+    assert np.allclose(answers["prediction"][:, 0], model.predict(X), atol=1e-5)
+
+
+def test_options_that_a_library_does_not_have_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.json"
+    xgboost.XGBRegressor(n_estimators=1).fit(X, Y).save_model(path)
+
+    with pytest.raises(ConversionError, match='--option: xgboost takes none, got "float"'):
+        frameworks.convert_artifact(Request(str(path), options={"float": "32"}))
 
 
 @pytest.mark.parametrize("shares", [[0.2, 0.9], [[0.8, 0.2], [0.1, 0.9]]], ids=["one of two", "each"])

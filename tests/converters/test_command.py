@@ -92,6 +92,21 @@ def test_a_pickle_becomes_a_served_model(
         assert all(entry.isreg() and entry.mtime == 0 for entry in packed)
 
 
+def test_dimensions_are_named_for_the_framework(
+    artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def convert(*_: Any, **request: Any) -> Any:
+        seen.update(request)
+        raise ConversionError("enough")
+
+    monkeypatch.setattr(command, "convert", convert)
+    words = ["--dynamic", "x:0=batch", "--dynamic", "x:1=length"]
+    assert command.main(["convert", str(artifacts / "x.ubj"), "-o", str(tmp_path / "m"), *words]) == 2
+    assert seen["options"] == {"dynamic": "x:0=batch,x:1=length"}
+
+
 @pytest.mark.parametrize("name", ["x.ubj", "l.txt", "c.cbm"])
 def test_native_formats_need_no_trust(
     name: str, artifacts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -107,10 +122,15 @@ def test_native_formats_need_no_trust(
         (("none.ubj",), 2, "found none"),
         (("x.ubj", "--framework", "catboost"), 2, "expected an artifact of catboost"),
         (("x.ubj", "--option", "float"), 2, "expected key=value"),
+        (("x.ubj", "--dynamic", "x:0=batch"), 2, '--option: xgboost takes none, got "dynamic"'),
+        (("x.ubj", "--dynamic", "x:0=a", "--option", "dynamic=x:0=a"), 2, "named by --option dynamic= too"),
         (("x.ubj", "--tolerance", "rtol=x"), 2, "expected key=number"),
         (("x.ubj", "--tolerance", "rtol=-1"), 2, "a number from 0 on"),
         (("x.ubj", "--tolerance", "rtol=0", "--tolerance", "atol=0"), 3, "outside the tolerances"),
-        (("x.ubj", "--sample", "none.csv"), 2, "cannot be read"),
+        (("x.ubj", "--sample", "none.csv"), 2, '--sample "none.csv": expected a file, found none'),
+        (("x.ubj", "--timeout", "0"), 2, "--timeout: expected seconds above 0, got 0"),
+        (("x.ubj", "--timeout", "nan"), 2, "--timeout: expected seconds above 0, got nan"),
+        (("x.ubj", "--option", "float=32"), 2, '--option: xgboost takes none, got "float"'),
         (("x.ubj", "--float16", "--tolerance", "speed=1"), 2, "expected one of rtol"),
     ],
 )
@@ -245,6 +265,18 @@ def test_trusted_code_that_never_ends_is_ended(tmp_path: Path) -> None:
     start = time.monotonic()
     assert "longer than 3 s" in str(failure(hostile(tmp_path, time.sleep, 3600), timeout_s=3))
     assert time.monotonic() - start < 60
+
+
+def test_trusted_code_prints_no_control_characters(tmp_path: Path) -> None:
+    """As progress they would reach the user's terminal."""
+    path = hostile(tmp_path, print, "progress: \x1b[31mred\x07")
+    seen: list[str] = []
+    with (
+        pytest.raises(ConversionError),
+        convert_apart(conversion.Request(str(path), trust_pickle=True), timeout_s=120, progress=seen.append),
+    ):
+        pass
+    assert "?[31mred?" in seen
 
 
 def test_trusted_code_has_no_more_memory_than_given(tmp_path: Path) -> None:

@@ -72,6 +72,46 @@ def test_other_answers_are_stopped_and_shown(run: Any, words: str) -> None:
     assert words in str(caught.value)
 
 
+COLUMNS = signature(("x", "double", ["N", 2]), outputs=[("prediction", "double", ["N", 2])])
+
+
+def test_each_column_of_a_prediction_has_its_own_scale() -> None:
+    """A target in millions beside one in thousandths: the latter may not be wrong by the former's tolerance."""
+    probes = [Probe("ranges", {"x": ROWS})]
+    scales = np.array([1e6, 1e-3])
+    wrong = Model("m", COLUMNS, lambda feed: {"prediction": feed["x"] * [1e6, 2e-3]})
+
+    def answer(feed: Tensors) -> Tensors:
+        return {"prediction": feed["x"] * scales}
+
+    assert not compare(wrong, answer, probes).passed
+    right = Model("m", COLUMNS, lambda feed: {"prediction": feed["x"] * scales * (1 + 1e-5)})
+    assert compare(right, answer, probes).passed
+
+
+def test_the_users_rows_are_measured_by_themselves() -> None:
+    """Rows that are made up may reach answers a million times as large, which excuse no error in the user's."""
+    probes = [Probe("sample", {"x": ROWS}), Probe("ranges", {"x": ROWS * 1e6})]
+
+    report = compare(model(lambda x: total(x) + 1.0 * (np.abs(x).max() < 1e3)), original, probes)
+    assert not report.passed
+    assert report.outputs[0].scale == pytest.approx(np.abs(ROWS.sum(axis=1)).max())
+
+
+def test_a_refusal_for_ties_says_how_to_allow_them() -> None:
+    def answer(feed: Tensors) -> Tensors:
+        count = len(feed["x"])
+        return {"label": np.zeros(count, np.int64), "probabilities": np.full((count, 2), 0.5)}
+
+    def run(feed: Any) -> Values:
+        return {**answer(feed), "label": np.ones(len(feed["x"]), np.int64)}
+
+    tied, probes = Model("m", CLASSIFIER, run), [Probe("ranges", {"x": ROWS})]
+    with pytest.raises(ConversionRefused, match=r"are 1 of the rows: --tolerance ties="):
+        gate(compare(tied, answer, probes))
+    gate(compare(tied, answer, probes, Tolerances(ties=1)))
+
+
 def over(x: Array) -> Array:
     return (x[:, :1].astype(np.float64) > 0.1) * 1.0
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from converters.errors import ConversionError, MissingExtra
+from onnx_serve.errors import InputRefused
 from onnx_serve.tensors import Array
 
 try:
@@ -320,6 +321,36 @@ PARITY: dict[str, Make] = {
     "numbers of categories to trees": lambda: make_pipeline(
         OneHot(handle_unknown="ignore"), Tree(max_depth=3)
     ).fit(CODES.astype(float), TWO),
+    "encoder of numbers that are not whole": lambda: OneHot(handle_unknown="ignore").fit(CODES + 0.5),
+    "encoder of numbers, some missing": lambda: make_pipeline(OneHot(handle_unknown="ignore"), Ridge()).fit(CODES_NAN, TARGET),
+    "encoder of seldom ones, and one dropped": lambda: OneHot(
+        handle_unknown="infrequent_if_exist", max_categories=3, drop="first"
+    ).fit(CODES.astype(float)),
+    "encoder of whole numbers beyond float32": lambda: OneHot(handle_unknown="ignore").fit(CODES + 2**53),
+    "encoder that drops one of two": lambda: OneHot(drop="if_binary").fit(np.column_stack([TWO, CODES[:, 0]])),
+    "encoder of a table with missing numbers": lambda: make_pipeline(
+        table((OneHot(handle_unknown="ignore", min_frequency=0.2), ["city", "size", "age"])), Ridge()
+    ).fit(FRAME.assign(age=CODES_NAN[:, 0]), TARGET),
+    "ordinals of missing numbers": lambda: preprocessing.OrdinalEncoder(
+        handle_unknown="use_encoded_value", unknown_value=-1, encoded_missing_value=-2
+    ).fit(CODES_NAN),
+    "ordinals of missing numbers that stay missing": lambda: preprocessing.OrdinalEncoder(
+        handle_unknown="use_encoded_value", unknown_value=9, max_categories=3
+    ).fit(CODES_NAN),
+    "targets' means of three classes": lambda: make_pipeline(
+        preprocessing.TargetEncoder(random_state=1), Logistic()
+    ).fit(CODES.astype(float), THREE),
+    "bins": lambda: preprocessing.KBinsDiscretizer(4, encode="ordinal", strategy="uniform").fit(X),
+    "bins of different numbers, one column each": lambda: make_pipeline(
+        preprocessing.KBinsDiscretizer([2, 3, 4, 5], encode="onehot-dense"), Ridge()
+    ).fit(X, TARGET),
+    "beyond a threshold": lambda: make_pipeline(preprocessing.Binarizer(threshold=0.1), Ridge()).fit(X, TARGET),
+    "rows of length one": lambda: preprocessing.Normalizer("max").fit(X),
+    "layers to several targets": lambda: make_pipeline(
+        Scale(), neural_network.MLPRegressor(
+            hidden_layer_sizes=(5, 4), activation="tanh", max_iter=20, random_state=1
+        )
+    ).fit(X, TARGETS),
     "frozen scaler in a union": lambda: make_pipeline(
         make_union(frozen.FrozenEstimator(Scale().fit(X)), "passthrough", Scale()), Logistic()
     ).fit(X, THREE),
@@ -366,6 +397,72 @@ def test_the_converted_model_answers_as_the_original(name: str) -> None:
     assert not report.unchecked
 
 
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        lambda: OneHot(handle_unknown="ignore"),
+        lambda: preprocessing.OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1),
+        lambda: preprocessing.TargetEncoder(random_state=1),
+    ],
+    ids=["one hot", "ordinal", "target"],
+)
+def test_what_is_no_category_is_not_taken_for_one(encoder: Make) -> None:
+    """skl2onnx cast to int64 or float32 first: 1.5 became the category 1, NaN the category 0."""
+    model = encoder().fit(CODES.astype(float), TARGET)
+    rows = np.array(
+        [[1.5, 0.5, 2], [np.nan, -0.5, np.nextafter(3, 4)], [9, -1, 2**32], [0, 1, 2]], np.float64
+    )
+
+    expected = model.transform(rows)
+    answers: Any = load_graph(estimators.convert(model).model).run({"features": rows})
+    assert np.allclose(
+        answers["transformed"], expected.toarray() if hasattr(expected, "toarray") else expected
+    )
+
+
+@pytest.mark.parametrize("encoder", [OneHot, preprocessing.OrdinalEncoder])
+def test_an_encoder_that_knows_no_unknown_values_ends_the_run(encoder: Any) -> None:
+    model = load_graph(estimators.convert(encoder().fit(CODES)).model)
+
+    feed = {f"column_{i}": np.full((1, 1), 99, np.int64) for i in range(3)}
+    with pytest.raises(InputRefused, match="out of data bounds"):
+        model.run(feed)
+
+
+def test_values_at_the_edges_fall_where_they_fall_in_the_original() -> None:
+    """skl2onnx compared in float32, where an edge and its neighbours are one."""
+    model = preprocessing.KBinsDiscretizer(4, encode="ordinal").fit(X)
+    edges = np.column_stack(model.bin_edges_)
+    rows = np.vstack([edges, np.nextafter(edges, -np.inf), np.nextafter(edges, np.inf)])
+
+    answers: Any = load_graph(estimators.convert(model).model).run({"features": rows})
+    assert np.array_equal(answers["transformed"], model.transform(rows))
+
+
+def test_categories_are_proven_on_numbers_that_a_cast_takes_for_one() -> None:
+    model = OneHot(handle_unknown="ignore").fit(CODES.astype(float))
+    probes = {
+        probe.name: probe.feed["features"][:, 0]
+        for probe in sklearn_probes.make_probes(model, sklearn_inputs.describe(model, None))
+    }
+
+    assert {0.5, 1.5, -1, 4} <= set(probes["unseen column_0"].tolist())
+    assert np.isnan(probes["missing column_0"]).any()
+
+
+def test_the_categories_of_boosted_trees_are_proven() -> None:
+    model = ensemble.HistGradientBoostingRegressor(
+        max_iter=4, categorical_features=[0], min_samples_leaf=5
+    ).fit(CODES * 10.0, TARGET + CODES[:, 0] % 2 * 20)
+    probes = {
+        probe.name: probe.feed["features"][:, 0]
+        for probe in sklearn_probes.make_probes(model, sklearn_inputs.describe(model, None))
+    }
+
+    assert set(probes["ranges"].tolist()) <= {0.0, 10.0, 20.0, 30.0}
+    assert np.any(probes["unseen column_0"] % 10 != 0)
+
+
 def lambda_of(y: Array) -> Array:
     return y * 2
 
@@ -397,7 +494,15 @@ class Unhashable:
         return rows
 
 
+def own_objective(target: Array, sums: Array) -> tuple[Array, Array]:
+    return sums - target, np.ones_like(sums)
+
+
 REFUSED: dict[str, tuple[Make, str]] = {
+    "boosted by an objective of one's own": (
+        lambda: make_pipeline(Scale(), lightgbm.LGBMClassifier(objective=own_objective, **LGB)).fit(X, TWO),
+        "by an objective of your own it answers sums",
+    ),
     "target, a function of one's own": (
         lambda: Target(Ridge(), func=lambda_of, inverse_func=lambda_of, check_inverse=False).fit(X, TARGET),
         "the function lambda_of has no converter; those that have one are np.absolute",
