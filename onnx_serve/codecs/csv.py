@@ -38,7 +38,7 @@ from typing import BinaryIO
 from onnx_serve.codecs.csv_header import read_header
 from onnx_serve.codecs.csv_lines import LineWriter
 from onnx_serve.codecs.csv_parsers import parse, parse_each, parse_exactly
-from onnx_serve.codecs.csv_records import BOM, first_width, locate, record_end, whole_records
+from onnx_serve.codecs.csv_records import BOM, count_newlines, first_width, locate, record_end, whole_records
 from onnx_serve.codecs.csv_table import Table, make_table
 from onnx_serve.codecs.interface import Answer, BadRecord, Body, Codec, CodecOptions, Document, MediaType
 from onnx_serve.errors import DecodeError, quote
@@ -87,7 +87,7 @@ def _blocks(
         elif chunk:
             for block in _parse(chunk, table, line, marks_errors=marks):
                 yield from (block,) if signature.has_rows else _runs(block)
-        line += chunk.count(b"\n")
+        line += count_newlines(chunk)
 
 
 def _parse(chunk: bytes, table: Table, line: int, *, marks_errors: bool) -> Iterable[Tensors]:

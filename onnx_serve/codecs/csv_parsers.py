@@ -1,7 +1,7 @@
 """Four ways from whole CSV records to a model's inputs, of which the exact one decides what they mean."""
 
 import io
-import re
+import threading
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, Literal, TypeAlias
@@ -11,7 +11,14 @@ import numpy.typing as npt
 import simdjson
 
 from onnx_serve.codecs.csv_cells import NUMERIC_BYTES, READERS
-from onnx_serve.codecs.csv_records import count_records, locate, read_record, record_end, records
+from onnx_serve.codecs.csv_records import (
+    count_newlines,
+    count_records,
+    locate,
+    read_record,
+    record_end,
+    records,
+)
 from onnx_serve.codecs.csv_table import Field, Table
 from onnx_serve.codecs.interface import BadRecord
 from onnx_serve.errors import DecodeError
@@ -22,8 +29,8 @@ __all__ = ["parse", "parse_each", "parse_exactly", "parse_plain", "parse_with_lo
 Array: TypeAlias = npt.NDArray[Any]
 
 _PLAIN_NUMBER = b"0123456789+-.eE"
-_NEGATIVE_ZERO = re.compile(rb"-0(?![.0-9eE])")
 _WIDE: dict[str, Literal["d", "i", "u"]] = {"float64": "d", "int64": "i", "uint64": "u"}
+_simdjson_turn = threading.Lock()
 # Below this size, or above this many columns, loadtxt is faster than pyarrow, whose cost is 0.2 ms a call and
 # 6 us a column; above, they are equally fast and pyarrow lets other threads run.
 _ARROW_MIN_BYTES = 128 << 10
@@ -52,19 +59,33 @@ def parse(chunk: bytes, table: Table, line: int) -> Tensors:
 
 def _parse_fast(chunk: bytes, table: Table) -> Tensors | None:
     """The inputs by the library that suits the chunk; None if the exact parser suits it, or has to decide."""
-    if table.uniform is not None and (block := parse_plain(chunk, table)) is not None:
-        return block
     if table.uniform is None:
         # In the time that pyarrow needs for a column, the exact parser reads so many bytes.
         column_bytes = 600 if all(field.spec.dtype is DataType.STRING for field in table.fields) else 100
         is_for_arrow = 2048 + column_bytes * table.width < len(chunk) < _ARROW_MAX_BYTES
     else:
         is_for_arrow = table.width <= _ARROW_MAX_COLUMNS and _ARROW_MIN_BYTES <= len(chunk) < _ARROW_MAX_BYTES
+        block = _parse_in_turn(chunk, table) if is_for_arrow else parse_plain(chunk, table)
+        if block is not None:
+            return block
     if is_for_arrow:
         from onnx_serve.codecs import csv_arrow  # noqa: PLC0415 - pyarrow is only imported for who needs it
 
         return (csv_arrow.parse_columns if table.uniform is None else csv_arrow.parse_uniform)(chunk, table)
     return None if table.uniform is None else parse_with_loadtxt(chunk, table)
+
+
+def _parse_in_turn(chunk: bytes, table: Table) -> Tensors | None:
+    """What ``parse_plain`` says, or None where another thread is at it.
+
+    Two would wait for each other, under the interpreter's lock; pyarrow does without it.
+    """
+    if not _simdjson_turn.acquire(blocking=False):
+        return None
+    try:
+        return parse_plain(chunk, table)
+    finally:
+        _simdjson_turn.release()
 
 
 def parse_plain(chunk: bytes, table: Table) -> Tensors | None:
@@ -79,18 +100,19 @@ def parse_plain(chunk: bytes, table: Table) -> Tensors | None:
     """
     assert table.uniform is not None
     text = chunk.replace(b"\r\n", b"\n") if b"\r" in chunk else chunk
-    text = text.removesuffix(b"\n")
-    rows = text.count(b"\n") + 1
-    commas = b"," * (table.width - 1)
-    if text.translate(None, _PLAIN_NUMBER) != (commas + b"\n") * (rows - 1) + commas:
+    end = b"" if text.endswith(b"\n") else b"\n"
+    rows = count_newlines(text) + len(end)
+    if text.translate(None, _PLAIN_NUMBER) + end != (b"," * (table.width - 1) + b"\n") * rows:
         return None
     try:
-        numbers: Any = simdjson.Parser().parse(b"[" + text.replace(b"\n", b",") + b"]")
-        values = np.frombuffer(numbers.as_buffer(of_type=_WIDE[table.uniform.name]), table.uniform)
+        # A last element takes the comma of the last line, which would have to be cut off otherwise.
+        listed = b"".join((b"[", text.replace(b"\n", b","), b",0]" if end else b"0]"))
+        numbers: Any = simdjson.Parser().parse(listed)
+        values = np.frombuffer(numbers.as_buffer(of_type=_WIDE[table.uniform.name]), table.uniform)[:-1]
     except (ValueError, TypeError, RuntimeError):
         return None
-    # An integer to simdjson, so that it has no sign.
-    if table.uniform.kind == "f" and not values.all() and _NEGATIVE_ZERO.search(text):
+    # "-0" is an integer to simdjson, so that it has no sign.
+    if table.uniform.kind == "f" and not values.all() and b"-0," in listed:
         return None
     return table.cut(values.reshape(rows, table.width)) if values.size == rows * table.width else None
 
