@@ -46,9 +46,9 @@ _SHORT_BURST_S = 0.5
 _OVERTIME_SHARE = 0.5
 _PROFILE_ROWS = (4, 8)
 _MAX_BURSTS = 4
-# What a block costs beside its run: cut, handed to a thread, and joined. Without it, blocks of two rows would do for
-# models as quick as that; measured with the engine and a model that does nothing.
-_HANDOVER_S = 30e-6
+# What a block costs beside its run: cut, handed to a thread that wants the interpreter's lock while another one decodes,
+# encoded, and joined. docs/decisions/0008-calibration.md has the figures.
+_HANDOVER_S = 300e-6
 # Sizes of runs in a burst, as shares of a block: what shares the slots is rarely of equal size.
 _UNEVEN = (1, 1 / 2, 1, 1 / 3, 1, 3 / 4, 1)
 
