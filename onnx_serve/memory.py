@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 __all__ = [
-    "FLAT_DOCUMENT",
     "FORMATS",
-    "NESTED_DOCUMENT",
+    "NUMBERS_DOCUMENT",
     "OBJECTS_DOCUMENT",
+    "DocumentMemory",
     "FormatMemory",
     "HostMemory",
     "MemoryEstimate",
@@ -69,9 +69,24 @@ FORMATS: Mapping[str, FormatMemory] = {
 }
 # Several outputs are an NPZ archive, which is put together from whole arrays.
 _NPZ_ANSWER = 2.5
-# Bytes for each byte of a JSON document: numbers of flat records are parsed in place, nested ones through lists, and of
-# several inputs each record is an object, all of which live at once.
-FLAT_DOCUMENT, NESTED_DOCUMENT, OBJECTS_DOCUMENT = 3.9, 5.4, 10.5
+
+
+class DocumentMemory(NamedTuple):
+    """What JSON documents hold beside their bodies, as multiples of their length.
+
+    Attributes:
+        parsing: While one is parsed, which is done one after the other.
+        held: Of each, while its records run.
+    """
+
+    parsing: float
+    held: float
+
+
+# Records of one input are numbers in lists, and become one array; of several inputs each record is an object of
+# Python's, and all of them live until the last has run.
+NUMBERS_DOCUMENT = DocumentMemory(parsing=5.1, held=0.4)
+OBJECTS_DOCUMENT = DocumentMemory(parsing=0.0, held=10.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +101,7 @@ class HostMemory:
         spool_is_memory: Whether that directory lives in memory.
         output_share: Bytes of a record's outputs for a byte of its inputs, as tensors.
         several_outputs: Whether the model has more than one.
-        document_multiple: Bytes for a byte of a JSON document of its records: ``FLAT_DOCUMENT`` or another.
+        document: Of JSON documents of its records: ``NUMBERS_DOCUMENT`` or another.
         worst_multiple: Bytes for a byte of a JSON document at the most, by which each is admitted.
     """
 
@@ -97,7 +112,7 @@ class HostMemory:
     spool_is_memory: bool
     output_share: float
     several_outputs: bool
-    document_multiple: float
+    document: DocumentMemory
     worst_multiple: float
 
     def bodies_bytes(self, concurrent: int, payload_bytes: int) -> int:
@@ -109,12 +124,12 @@ class HostMemory:
         """All that requests in a format of ``FORMATS`` hold, bodies included."""
         at_once = min(concurrent, self.permits)
         form = FORMATS[media_type]
-        decoding = form.decoding * min(self.chunk_bytes, payload_bytes)
+        decoding = at_once * form.decoding * min(self.chunk_bytes, payload_bytes)
         if form.is_whole:
-            decoding = self.document_multiple * payload_bytes
+            decoding = (self.document.parsing + at_once * self.document.held) * payload_bytes
         return (
             self.bodies_bytes(concurrent, payload_bytes)
-            + int(at_once * decoding)
+            + int(decoding)
             + concurrent * self._answer_bytes(payload_bytes, media_type)
             + min(_LOST_BYTES, concurrent * payload_bytes)
         )

@@ -7,9 +7,9 @@ from onnx_serve.codecs import table
 from onnx_serve.execution_parameters import Load, Term, max_inflight
 from onnx_serve.machine import Machine
 from onnx_serve.memory import (
-    FLAT_DOCUMENT,
-    NESTED_DOCUMENT,
+    NUMBERS_DOCUMENT,
     OBJECTS_DOCUMENT,
+    DocumentMemory,
     HostMemory,
     MemoryEstimate,
     margin_bytes,
@@ -18,7 +18,6 @@ from onnx_serve.model_loading import Served
 from onnx_serve.nvml import Gpu
 from onnx_serve.run_plan import RunPlan
 from onnx_serve.settings import Settings
-from onnx_serve.tensors import Signature
 from onnx_serve.tuning import choose_slots
 
 __all__ = ["sized_load", "unsized_load"]
@@ -53,7 +52,7 @@ def sized_load(
         machine,
         output_share=calibration.row_output_bytes / max(calibration.row_input_bytes, 1),
         several_outputs=len(signature.outputs) > 1,
-        document_multiple=_document_multiple(signature),
+        document=NUMBERS_DOCUMENT if len(signature.inputs) == 1 else OBJECTS_DOCUMENT,
     )
     margin = margin_bytes(machine.memory_limit_bytes)
     return Load(
@@ -81,9 +80,7 @@ def unsized_load(settings: Settings, machine: Machine, loaded: Iterable[Served])
         has_rows=any(served.model.signature.has_rows for served in models),
         slots=choose_slots(settings, machine, None),
         memory=MemoryEstimate(machine.rss_bytes(), 0, len(models) * _GUESSED_RUNS_BYTES),
-        host=_host(
-            settings, machine, output_share=1.0, several_outputs=True, document_multiple=OBJECTS_DOCUMENT
-        ),
+        host=_host(settings, machine, output_share=1.0, several_outputs=True, document=OBJECTS_DOCUMENT),
         available_bytes=machine.memory_available_bytes() - margin_bytes(machine.memory_limit_bytes),
     )
 
@@ -94,7 +91,7 @@ def _host(
     *,
     output_share: float,
     several_outputs: bool,
-    document_multiple: float,
+    document: DocumentMemory,
 ) -> HostMemory:
     return HostMemory(
         permits=max_inflight(settings, machine, choose_slots(settings, machine, None)),
@@ -104,16 +101,9 @@ def _host(
         spool_is_memory=machine.temp_dir_is_memory(),
         output_share=output_share,
         several_outputs=several_outputs,
-        document_multiple=document_multiple,
+        document=document,
         worst_multiple=table.DEFAULT.whole,
     )
-
-
-def _document_multiple(signature: Signature) -> float:
-    if len(signature.inputs) > 1:
-        return OBJECTS_DOCUMENT
-    is_nested = any(len(signature.record_shape(spec)) > 1 for spec in signature.inputs)
-    return NESTED_DOCUMENT if is_nested else FLAT_DOCUMENT
 
 
 def _terms(calibration: Calibration, block_rows: int, machine: Machine) -> list[Term]:

@@ -14,7 +14,7 @@ from onnx_serve.execution_parameters import (
     max_inflight,
 )
 from onnx_serve.machine import read_machine
-from onnx_serve.memory import FLAT_DOCUMENT, FORMATS, HostMemory, MemoryEstimate
+from onnx_serve.memory import FORMATS, NUMBERS_DOCUMENT, HostMemory, MemoryEstimate
 from onnx_serve.settings import Settings
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -26,7 +26,7 @@ HOST = HostMemory(
     spool_is_memory=False,
     output_share=0.1,
     several_outputs=False,
-    document_multiple=FLAT_DOCUMENT,
+    document=NUMBERS_DOCUMENT,
     worst_multiple=20,
 )
 

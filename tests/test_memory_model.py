@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from onnx_serve.memory import (
-    FLAT_DOCUMENT,
+    NUMBERS_DOCUMENT,
     OBJECTS_DOCUMENT,
     HostMemory,
     MemoryEstimate,
@@ -20,7 +20,7 @@ HOST = HostMemory(
     spool_is_memory=False,
     output_share=0.1,
     several_outputs=False,
-    document_multiple=FLAT_DOCUMENT,
+    document=NUMBERS_DOCUMENT,
     worst_multiple=20,
 )
 
@@ -67,10 +67,18 @@ def test_an_archive_of_outputs_takes_more_than_one_array() -> None:
 
 
 def test_documents_of_objects_take_more_than_those_of_lists() -> None:
-    objects = replace(HOST, document_multiple=OBJECTS_DOCUMENT)
+    objects = replace(HOST, document=OBJECTS_DOCUMENT)
 
     assert objects.bytes(1, MIB, "application/json") > HOST.bytes(1, MIB, "application/json")
     assert objects.bytes(1, MIB, "text/csv") == HOST.bytes(1, MIB, "text/csv")
+
+
+def test_large_documents_are_parsed_one_after_the_other() -> None:
+    host = replace(HOST, permits=3, output_share=0)
+    one, three = (host.bytes(count, 30 * MIB, "application/json") for count in (1, 3))
+
+    assert one > 30 * MIB * (1 + NUMBERS_DOCUMENT.parsing)
+    assert three - one == pytest.approx(2 * 30 * MIB * (1 + NUMBERS_DOCUMENT.held), abs=32 * MIB)
 
 
 def test_a_json_document_needs_its_multiple() -> None:

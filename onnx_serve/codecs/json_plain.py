@@ -4,6 +4,8 @@ What is proven to be plain becomes the document that ``json.exact`` makes of it,
 left to that.
 """
 
+import threading
+from contextlib import nullcontext
 from typing import Any, TypeAlias
 
 import numpy.typing as npt
@@ -22,6 +24,11 @@ __all__ = ["read_plain"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
+# Threads would only take turns with the interpreter's lock, but hold all their trees meanwhile: large documents are read
+# one after the other.
+_LARGE_BYTES = 1 << 20
+_turn = threading.Lock()
+
 
 def read_plain(data: bytes, model: Grammar, signature: Signature) -> Document | None:
     """The only document of a plain numeric body, straight from simdjson, or None when it is not that plain.
@@ -31,6 +38,12 @@ def read_plain(data: bytes, model: Grammar, signature: Signature) -> Document | 
     only = model.only
     if not (only and only.dtype.numpy.kind in "fiu") and b'"datatype"' not in data:
         return None
+    with _turn if len(data) >= _LARGE_BYTES else nullcontext():
+        return _read(data, model, signature)
+
+
+def _read(data: bytes, model: Grammar, signature: Signature) -> Document | None:
+    only = model.only
     try:
         if only and (array := read_objects(data, model)) is not None:
             return _records(array, model)
