@@ -26,9 +26,11 @@ from converters.errors import ConversionError, ConversionRefused
 from converters.probes import SEED
 from converters.targets import INSTALLED, find_target, fit
 from onnx_serve import __version__
+from onnx_serve.calibration_feeds import Feeder
 from onnx_serve.errors import ModelError, quote
 from onnx_serve.model import Model, SessionOptions, load_model
-from onnx_serve.tensors import Array, Tensors
+from onnx_serve.rows import Sample
+from onnx_serve.tensors import Array, Tensors, conform
 
 __all__ = [
     "Conversion",
@@ -108,8 +110,15 @@ def say_nothing(_: str) -> None:
     """Progress that nobody reads."""
 
 
-def load_graph(model: onnx.ModelProto, external: Mapping[str, Path] | None = None) -> Model:
+def load_graph(
+    model: onnx.ModelProto, external: Mapping[str, Path] | None = None, sample: Sample | None = None
+) -> Model:
     """The model as the server loads it.
+
+    Args:
+        model: The graph.
+        external: Files of its external data by location.
+        sample: A feed to try it with: some models refuse whatever is made up.
 
     Raises:
         ModelError: onnxruntime cannot load it.
@@ -122,7 +131,15 @@ def load_graph(model: onnx.ModelProto, external: Mapping[str, Path] | None = Non
             target.parent.mkdir(parents=True, exist_ok=True)
             # onnxruntime follows no link out of the model's folder.
             shutil.copyfile(source, target)
-        return load_model(path, "model", SessionOptions())
+        return load_model(path, "model", SessionOptions(sample=sample))
+
+
+def _sample_of(probes: Sequence[parity.Probe]) -> Sample | None:
+    """The first rows that are compared, the user's where there are any."""
+    if not probes:
+        return None
+    feed = probes[0].feed
+    return lambda signature, rows: Feeder(signature, "sample", conform(feed, signature))(rows)
 
 
 def judge(conversion: Conversion) -> parity.Report:
@@ -131,7 +148,9 @@ def judge(conversion: Conversion) -> parity.Report:
     Raises:
         ModelError: onnxruntime cannot load it.
     """
-    model = load_graph(conversion.model, conversion.external)
+    model = load_graph(
+        conversion.model, conversion.external, _sample_of([case.probe for case in conversion.cases])
+    )
     return parity.judge(model, conversion.cases, conversion.tolerances)
 
 
@@ -173,8 +192,9 @@ def prove(  # noqa: PLR0913  each is said by its name
     """
     allowed = override(tolerances, overrides or {})
     progress("comparing with the original")
+    probes = list(probes)
     try:
-        loaded = load_graph(model, external)
+        loaded = load_graph(model, external, _sample_of(probes))
     except ModelError as ex:
         raise ConversionRefused(f"{family}: the converted model cannot be served: {ex}") from ex
     cases = parity.record(original, probes, loaded.signature)
@@ -252,7 +272,7 @@ def finish(
     known = {entry.key: entry.value for entry in model.metadata_props}
     onnx.helper.set_model_props(model, known | {key: value for key, value in properties.items() if value})
     conversion = replace(conversion, model=model)
-    loaded = load_graph(model, conversion.external)
+    loaded = load_graph(model, conversion.external, _sample_of([case.probe for case in conversion.cases]))
     report = parity.judge(loaded, conversion.cases, conversion.tolerances)
     parity.gate(report)
     record = {
