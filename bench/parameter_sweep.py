@@ -17,7 +17,8 @@ _CONCURRENT, _PAYLOADS_MB, _PRODUCT_MB = (1, 2, 3, 4, 8), (1, 6, 25, 50), 100
 _PROBE_S = 0.4
 _MAX_JOB_BYTES = 512 * MIB
 _CONTENDERS = 3
-_PATIENCE = 1
+# Times a measurement's length that a job may take; one of single records may take a hundred times as long.
+_PATIENCE, _SINGLE_PATIENCE = 3, 1
 
 
 class Choice(NamedTuple):
@@ -188,8 +189,9 @@ def _screen_with(
             measure(server, bench.source, max(records // 8, 1), choices[0], bench.seconds)
             for choice in choices:
                 rates[choice] = None
-                # A record at a time may take a hundred times as long: what was answered by then tells enough.
-                rates[choice] = measure(server, bench.source, records, choice, _PATIENCE * bench.seconds)
+                # What was answered by then tells enough.
+                patience = _SINGLE_PATIENCE if choice.strategy == SINGLE else _PATIENCE
+                rates[choice] = measure(server, bench.source, records, choice, patience * bench.seconds)
     except (JobFailedError, StartFailedError):
         rates.setdefault(choices[0], None)
     return rates
