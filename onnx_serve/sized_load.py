@@ -7,6 +7,7 @@ from onnx_serve.codecs import table
 from onnx_serve.execution_parameters import Load, Term, max_inflight
 from onnx_serve.machine import Machine
 from onnx_serve.memory import (
+    INTEGERS_DOCUMENT,
     NUMBERS_DOCUMENT,
     OBJECTS_DOCUMENT,
     DocumentMemory,
@@ -18,6 +19,7 @@ from onnx_serve.model_loading import Served
 from onnx_serve.nvml import Gpu
 from onnx_serve.run_plan import RunPlan
 from onnx_serve.settings import Settings
+from onnx_serve.tensors import Signature
 from onnx_serve.tuning import choose_slots
 
 __all__ = ["sized_load", "unsized_load"]
@@ -52,7 +54,7 @@ def sized_load(
         machine,
         output_share=calibration.row_output_bytes / max(calibration.row_input_bytes, 1),
         several_outputs=len(signature.outputs) > 1,
-        document=NUMBERS_DOCUMENT if len(signature.inputs) == 1 else OBJECTS_DOCUMENT,
+        document=_document(signature),
     )
     margin = margin_bytes(machine.memory_limit_bytes)
     return Load(
@@ -104,6 +106,13 @@ def _host(
         document=document,
         worst_multiple=table.DEFAULT.whole,
     )
+
+
+def _document(signature: Signature) -> DocumentMemory:
+    if len(signature.inputs) != 1:
+        return OBJECTS_DOCUMENT
+    [spec] = signature.inputs
+    return INTEGERS_DOCUMENT if spec.is_tensor and spec.dtype.is_integer else NUMBERS_DOCUMENT
 
 
 def _terms(calibration: Calibration, block_rows: int, machine: Machine) -> list[Term]:

@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 
 from onnx_serve.memory import (
+    INTEGERS_DOCUMENT,
     NUMBERS_DOCUMENT,
     OBJECTS_DOCUMENT,
     HostMemory,
@@ -79,6 +80,12 @@ def test_large_documents_are_parsed_one_after_the_other() -> None:
 
     assert one > 30 * MIB * (1 + NUMBERS_DOCUMENT.parsing)
     assert three - one == pytest.approx(2 * 30 * MIB * (1 + NUMBERS_DOCUMENT.held), abs=32 * MIB)
+
+
+def test_arrays_of_integers_are_held_longer_than_floats() -> None:
+    integers = replace(HOST, document=INTEGERS_DOCUMENT)
+
+    assert integers.bytes(2, MIB, "application/json") > HOST.bytes(2, MIB, "application/json")
 
 
 def test_a_json_document_needs_its_multiple() -> None:
