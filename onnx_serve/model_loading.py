@@ -220,7 +220,8 @@ class Loader:
 def load_bytes(summary: OnnxFile, folder: Path) -> int:
     """Bytes of memory that loading a model needs at its peak, judged by its files.
 
-    onnxruntime holds inline weights twice while it makes a session, and maps external data.
+    onnxruntime holds inline weights twice while it makes a session, and maps external data. A model that may end in
+    ZipMap is loaded from a copy of its bytes.
 
     Args:
         summary: The file's.
@@ -232,4 +233,5 @@ def load_bytes(summary: OnnxFile, folder: Path) -> int:
         else max((folder / data.location).stat().st_size - data.offset, 0)
         for data in summary.external_data
     }
-    return 2 * summary.size_bytes + sum(external.values()) + _SESSION_BYTES
+    copies = 3 if "ai.onnx.ml::ZipMap" in summary.operators else 2
+    return copies * summary.size_bytes + sum(external.values()) + _SESSION_BYTES

@@ -7,14 +7,16 @@ types that NumPy has not, or gives their bits for FLOAT8E4M3FN.
 """
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from onnx_serve.cuda import CUDA
-from onnx_serve.errors import MismatchError, ModelError
+from onnx_serve.errors import InputRefused, MismatchError, ModelError, quote
+from onnx_serve.model_files.zip_maps import ZipMap
 from onnx_serve.raw_data import from_raw, raw_size, to_raw
 from onnx_serve.tensors import (
     Array,
@@ -33,7 +35,13 @@ __all__ = ["make_call"]
 
 
 def make_call(
-    session: Any, declared: Signature, ort_value: Any, *, io_binding: bool = False, run_options: Any = None
+    session: Any,
+    declared: Signature,
+    ort_value: Any,
+    *,
+    zip_maps: Mapping[str, ZipMap] | None = None,
+    io_binding: bool = False,
+    run_options: Any = None,
 ) -> Callable[[Feed], Values]:
     """From a feed to the outputs by name, converted as little as the model's types need.
 
@@ -41,16 +49,23 @@ def make_call(
         session: An ``onnxruntime.InferenceSession``.
         declared: Its inputs and the outputs wanted.
         ort_value: The class ``onnxruntime.OrtValue``.
+        zip_maps: By output, what the session is without: it gives the tensors instead.
         io_binding: Whether to bind inputs and outputs to the device of the session's first provider, where all of
             them are tensors of numbers that NumPy has; other models run as without.
         run_options: An ``onnxruntime.RunOptions`` for each run, or None.
 
     Returns:
-        A thread-safe function. It raises what onnxruntime does.
+        A thread-safe function. It raises what onnxruntime does, and ``InputRefused`` in place of a ZipMap.
 
     Raises:
         ModelError: Python cannot feed or get a value of the model.
     """
+    names = [spec.name for spec in declared.outputs]
+    left_out = {name: zip_map for name, zip_map in (zip_maps or {}).items() if name in names}
+    if left_out:
+        tensors = replace(declared, outputs=tuple(_unzipped(declared, left_out)))
+        unzipped = make_call(session, tensors, ort_value, io_binding=io_binding, run_options=run_options)
+        return _zipping_call(unzipped, names, left_out)
     inputs = {spec.name: _type_of(spec, "input") for spec in (*declared.inputs, *declared.defaults)}
     outputs = {spec.name: _type_of(spec, "output") for spec in declared.outputs}
     for name, value_type in inputs.items():
@@ -60,7 +75,6 @@ def make_call(
             raise ModelError(
                 f'output "{name}": Python cannot get {value_type.kind.value} of {value_type.dtype.name}'
             )
-    names = list(outputs)
     more = () if run_options is None else (run_options,)
     if io_binding and all(map(_is_bindable, (*inputs.values(), *outputs.values()))):
         return _bound_call(session, names, ort_value, more)
@@ -85,6 +99,52 @@ def make_call(
         return values
 
     return call
+
+
+def _unzipped(declared: Signature, zip_maps: Mapping[str, ZipMap]) -> list[TensorSpec]:
+    """The outputs, each once, with the tensors that maps are made of in place of the maps."""
+    specs = {
+        zip_maps[spec.name].source: TensorSpec(zip_maps[spec.name].source, "tensor(float)", ())
+        for spec in declared.outputs
+        if spec.name in zip_maps
+    }
+    return list(
+        (specs | {spec.name: spec for spec in declared.outputs if spec.name not in zip_maps}).values()
+    )
+
+
+def _zipping_call(
+    call: Callable[[Feed], Values], names: list[str], zip_maps: Mapping[str, ZipMap]
+) -> Callable[[Feed], Values]:
+    """A call whose outputs are maps where the session's are tensors."""
+    tables = {name: _table_maker(zip_map) for name, zip_map in zip_maps.items()}
+
+    def zipping_call(feed: Feed) -> Values:
+        values = call(feed)
+        return {
+            name: tables[name](values[zip_maps[name].source]) if name in tables else values[name]
+            for name in names
+        }
+
+    return zipping_call
+
+
+def _table_maker(zip_map: ZipMap) -> Callable[[Any], MapTable]:
+    """From a tensor to the table of its maps, whose keys are sorted like those of C++'s ``std::map``."""
+    order = sorted(range(len(zip_map.labels)), key=zip_map.labels.__getitem__)
+    keys = tuple(zip_map.labels[column] for column in order)
+    is_sorted = order == list(range(len(order)))
+
+    def make(tensor: Array) -> MapTable:
+        values = tensor if tensor.ndim > 1 else tensor[None]
+        if values.shape[1:] != (len(keys),):
+            raise InputRefused(
+                f"the model cannot run this input: ZipMap of output {quote(zip_map.output)}: expected {len(keys)} columns, one for each label, "
+                f"got the shape {list(tensor.shape)}"
+            )
+        return MapTable(keys, values if is_sorted else values[:, order])
+
+    return make
 
 
 def _type_of(spec: TensorSpec, what: str) -> ValueType:

@@ -21,6 +21,8 @@ __all__ = [
     "Buffer",
     "MalformedError",
     "Message",
+    "encode_varint",
+    "field_head",
     "varint",
     "wanted_fields",
 ]
@@ -99,6 +101,21 @@ def varint(data: Buffer, pos: int, end: int) -> tuple[int, int]:
         if byte < _MORE:
             return value & 0xFFFF_FFFF_FFFF_FFFF, at + 1
     raise MalformedError("a number has no end" if pos + 10 <= end else "a number is cut off", pos)
+
+
+def encode_varint(value: int) -> bytes:
+    """A number that is not negative, as ``varint`` reads it."""
+    out = bytearray()
+    while value >= _MORE:
+        out.append(value & 0xFF | _MORE)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def field_head(number: int, size: int) -> bytes:
+    """What stands before the value of a field of ``size`` bytes."""
+    return encode_varint(number << 3 | LEN) + encode_varint(size)
 
 
 def _payload(data: Buffer, wire: int, pos: int, end: int) -> tuple[int, int]:

@@ -136,7 +136,7 @@ class Sizing:
         slots = choose_slots(self._settings, self._machine, self._calibration)
         threads = choose_threads(self._settings, self._machine, slots, self._calibration)
         if self._whole_process:
-            from onnx_serve.model import register_arena  # noqa: PLC0415  the socket is open while it is imported
+            from onnx_serve.session import register_arena  # noqa: PLC0415  the socket is open while it is imported
 
             register_arena(max(self._budget_bytes, _LEAST_ARENA_BYTES))
             if self._settings.batch:

@@ -15,7 +15,7 @@ LAYERS: list[set[str]] = [
     {"tensors", "setting_kinds", "setting_sources", "yaml_file", "settings", "nvml", "gpu_driver", "machine", "allocator"},
     {"protobuf_wire"},
     {"model_files"},
-    {"codecs", "feeds", "cuda", "ort_values", "blocks", "run_plan", "rows", "run_errors", "model", "batching", "admission", "memory"},
+    {"codecs", "feeds", "cuda", "ort_values", "blocks", "run_plan", "rows", "run_errors", "session", "model", "batching", "admission", "memory"},
     {"calibration_record", "calibration_files", "calibration_process", "calibration_feeds", "calibration_graph", "calibration_device", "calibration_measures", "calibration_stages", "calibration", "tuning"},
     {"execution_parameters", "record_errors", "inference", "oip_inference", "parity_record", "golden_rows", "model_loading", "sized_load", "sizing", "model_registry", "load_places", "repository", "inspection"},
     {"request_body", "oip", "sagemaker", "multi_model"},
@@ -111,7 +111,7 @@ def test_telemetry_is_off_before_onnxruntime_is_imported() -> None:
     result = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
 
     assert result.stdout.strip() == "1"
-    source = (PACKAGE / "model.py").read_text()
+    source = (PACKAGE / "session.py").read_text()
     assert source.index("ORT_DISABLE_TELEMETRY") < source.index("import onnxruntime")
 
 

@@ -426,7 +426,7 @@ options.intra_op_num_threads, options.enable_mem_pattern, options.log_severity_l
 options.add_session_config_entry("session.use_env_allocators", "1")
 session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 declared = Signature(tuple(map(_spec, session.get_inputs())), tuple(map(_spec, session.get_outputs())), RowAxis.NONE)
-run = _runner(session, declared, io_binding=bool(int(io_binding)), arena=arena)
+run = _runner(session, declared, zip_maps={}, io_binding=bool(int(io_binding)), arena=arena)
 for length in (*range(100, 1800, 50), 9000, 1750):
     try:
         [[y]] = run({"x": np.ones((length, 4), np.float32)})["y"]

@@ -12,8 +12,9 @@ import pytest
 import onnx_models
 from onnx_serve.errors import ModelError, SettingsError
 from onnx_serve.machine import read_machine
-from onnx_serve.model import EXTENSIONS, Model, SessionOptions, load_model
+from onnx_serve.model import Model, SessionOptions, load_model
 from onnx_serve.repository import Repository
+from onnx_serve.session import EXTENSIONS
 from onnx_serve.settings import Settings, with_model_settings
 
 

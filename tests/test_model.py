@@ -5,17 +5,11 @@ import numpy as np
 import pytest
 
 import onnx_models
-import onnx_serve.model as model_module
+from onnx_serve import session as session_module
 from onnx_serve.errors import InferenceError, InputRefused, ModelError, OutOfMemory
-from onnx_serve.model import (
-    Model,
-    SessionOptions,
-    _check_started,
-    _prepare_cuda,
-    choose_providers,
-    load_model,
-)
+from onnx_serve.model import Model, SessionOptions, load_model
 from onnx_serve.run_errors import one_line, run_error
+from onnx_serve.session import _check_started, _prepare_cuda, choose_providers
 from onnx_serve.tensors import MapTable, RowAxis
 
 
@@ -76,7 +70,7 @@ def test_zipmap_becomes_a_table(tmp_path: Path) -> None:
     assert table.keys == (3, 7)
     assert table.values.dtype == np.float32
     assert list(table.dicts()) == [{3: 0.25, 7: 0.75}, {3: 1.0, 7: 0.0}]
-    assert model.run({"x": np.zeros((0, 2), np.float32)})["probabilities"].values.shape == (0, 0)  # type: ignore[union-attr]
+    assert model.run({"x": np.zeros((0, 2), np.float32)})["probabilities"].values.shape == (0, 2)  # type: ignore[union-attr]
 
 
 def test_strings_pass_through(tmp_path: Path) -> None:
@@ -163,13 +157,13 @@ def test_provider_that_does_not_start_is_never_passed_over_silently(
     model = load(onnx_models.linear(tmp_path / "m.onnx"), intra_op_threads=2)
 
     assert model.session_options["intra_op_num_threads"] == "2"
-    _check_started(["CPUExecutionProvider"], model, required=True)
-    _check_started(["CUDAExecutionProvider"], model, required=False)
+    _check_started(["CPUExecutionProvider"], model.providers, "m", required=True)
+    _check_started(["CUDAExecutionProvider"], model.providers, "m", required=False)
     assert (
         "CUDAExecutionProvider could not be started; the session runs on CPUExecutionProvider" in caplog.text
     )
     with pytest.raises(ModelError, match="CUDAExecutionProvider could not be started"):
-        _check_started(["CUDAExecutionProvider"], model, required=True)
+        _check_started(["CUDAExecutionProvider"], model.providers, "m", required=True)
 
 
 def test_model_that_no_guess_fits_is_served_untried(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -201,19 +195,19 @@ def test_cuda_that_cannot_start(
     """Chosen by "auto" it is left out, with its cause in the log; asked for by name it is an error."""
     path = onnx_models.linear(tmp_path / "m.onnx")
     both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    create = model_module._create_session
+    create = session_module._create_session
 
     def without_cuda(path: Path, options: SessionOptions, providers: Sequence[str]) -> object:
         if "CUDAExecutionProvider" in providers:
             raise ModelError("CUDA failure 35")
         return create(path, options, providers)
 
-    monkeypatch.setattr(model_module, "_create_session", without_cuda)
-    session = model_module._open_session(path, SessionOptions(), both)
+    monkeypatch.setattr(session_module, "_create_session", without_cuda)
+    session, _ = session_module._open_session(path, SessionOptions(), both)
     assert session.get_providers() == ["CPUExecutionProvider"]
     assert "CUDA failure 35" in caplog.text
     with pytest.raises(ModelError, match="CUDA failure 35"):
-        model_module._open_session(path, SessionOptions(providers=both), both)
+        session_module._open_session(path, SessionOptions(providers=both), both)
 
 
 def test_a_failure_of_cuda_is_told_in_cudas_words() -> None:

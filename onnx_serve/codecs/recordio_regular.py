@@ -16,7 +16,15 @@ import numpy.typing as npt
 from onnx_serve.codecs import recordio_frames as frames
 from onnx_serve.codecs.recordio_frames import Run
 from onnx_serve.errors import DecodeError
-from onnx_serve.protobuf_wire import LEN, ONCE, MalformedError, Message, wanted_fields
+from onnx_serve.protobuf_wire import (
+    LEN,
+    ONCE,
+    MalformedError,
+    Message,
+    encode_varint,
+    field_head,
+    wanted_fields,
+)
 
 __all__ = [
     "MAX_FEATURES",
@@ -224,7 +232,7 @@ def _entry(column: Column, width: int) -> tuple[bytes, bytes]:
     """What stands before and behind the values in an entry of ``label``."""
     head, tail = _field(1, b"", width, b"") if width else (b"", b"")
     if column.shape:
-        tail += b"".join(_field(3, b"".join(map(_varint, column.shape)), 0, b""))
+        tail += b"".join(_field(3, b"".join(map(encode_varint, column.shape)), 0, b""))
     head, tail = _field(_KINDS[column.values.dtype.str[1:]], head, width, tail)
     head, tail = _field(2, head, width, tail)
     key = b"".join(_field(1, column.name.encode(), 0, b""))
@@ -233,13 +241,4 @@ def _entry(column: Column, width: int) -> tuple[bytes, bytes]:
 
 def _field(number: int, head: bytes, size: int, tail: bytes) -> tuple[bytes, bytes]:
     """A field of ``head``, ``size`` bytes and ``tail``: what stands before those bytes, and behind them."""
-    return _varint(number << 3 | LEN) + _varint(len(head) + size + len(tail)) + head, tail
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:  # noqa: PLR2004 - seven bits a byte, the eighth says that more follow
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
+    return field_head(number, len(head) + size + len(tail)) + head, tail
