@@ -140,6 +140,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]  # waitress has no types
     request: RequestParser | None  # the one being received
     requests: list[RequestParser]  # received, oldest first
     total_outbufs_len: int
+    _is_sending = False  # a worker is
 
     @property
     def busy(self) -> bool:
@@ -174,6 +175,31 @@ class Channel(HTTPChannel):  # type: ignore[misc]  # waitress has no types
         if placed is not None and not placed:
             self.handle_close()
         return placed
+
+    def writable(self) -> bool:
+        """Whether the I/O thread is to send: not what a worker is sending at this moment.
+
+        Waitress's own answer is yes, but then the worker holds the lock. The I/O thread polled a socket that was ready,
+        found it locked, and so on; the worker had its lock of the interpreter back after 5 ms, for each answer.
+        """
+        if self._is_sending and self.total_outbufs_len <= self.adj.outbuf_high_watermark:
+            return False
+        return bool(self.total_outbufs_len or self.will_close or self.close_when_flushed)
+
+    def write_soon(self, data: Any) -> int:
+        """Sends what the socket takes at once and leaves the rest to the I/O thread. For workers.
+
+        Raises:
+            ClientDisconnected: The client has gone.
+        """
+        self._is_sending = True
+        try:
+            written: int = super().write_soon(data)
+        finally:
+            self._is_sending = False
+            if self.total_outbufs_len:
+                self.server.pull_trigger()
+        return written
 
     def check_client_disconnected(self) -> bool:
         """Whether the client has gone; waitress itself never looks while a request runs. For workers."""

@@ -1130,6 +1130,40 @@ def test_a_client_that_stops_reading_frees_its_worker() -> None:
         assert ended.wait(LIMIT_S)
 
 
+def test_what_a_worker_is_sending_does_not_wake_the_io_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It found the socket ready and locked, again and again, and kept the interpreter from the worker."""
+    seen: list[bool] = []
+    send = channel.Channel.send
+
+    def look(self: channel.Channel, *arguments: Any, **options: Any) -> Any:
+        if threading.current_thread() is not served._thread:
+            seen.append(self.writable())
+        return send(self, *arguments, **options)
+
+    monkeypatch.setattr(channel.Channel, "send", look)
+    with serving(echo) as served, contextlib.closing(served.client()) as client:
+        for _ in range(3):
+            client.request("GET", "/")
+            client.getresponse().read()
+    assert seen == [False] * 3
+
+
+@pytest.mark.parametrize("mark", [1000, MIB, 1 << 30])
+def test_an_answer_in_pieces_that_the_socket_does_not_take_at_once_is_whole(mark: int) -> None:
+    """The I/O thread sends what is left, also while the worker waits for it to."""
+    pieces = [bytes([number]) * 3 * (MIB // 10) for number in range(100)]
+
+    def app(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        start_response("200 OK", [("Content-Length", str(sum(map(len, pieces))))])
+        yield from pieces
+
+    with serving(app) as served, contextlib.closing(served.client()) as client:
+        served.server._listener.adj.outbuf_high_watermark = mark
+        for _ in range(3):
+            client.request("GET", "/")
+            assert client.getresponse().read() == b"".join(pieces)
+
+
 # Load
 
 
