@@ -10,6 +10,7 @@ network of random weights and the same input takes its place.
 
 import argparse
 import hashlib
+import json
 import subprocess
 import sys
 import tempfile
@@ -49,14 +50,14 @@ class ZooModel:
         draw: That many seeded records: inputs by name, dimension 0 the records. The non-batch dimensions
             of free ones may differ from call to call.
         formats: Media types of requests, the one that such jobs use most first.
-        sample: Whether the folder carries a record in ``sample.npy``: without one nobody can know how
-            large its inputs are.
+        sample: Records that the folder carries as a sample request: without them nobody can know how large an
+            input of free dimensions, or how long a text, will be.
     """
 
     build: Callable[[Path], None]
     draw: Callable[[np.random.Generator, int], Records]
     formats: tuple[str, ...]
-    sample: bool = False
+    sample: int = 0
 
 
 def _normal(*shape: int) -> Callable[[np.random.Generator, int], Records]:
@@ -136,13 +137,13 @@ MODELS: dict[str, ZooModel] = {
     "autoencoder": ZooModel(networks.autoencoder, _normal(networks.WIDE), _TABLE),
     "generator": ZooModel(networks.generator, _normal(networks.LATENT), _TABLE),
     "columns": ZooModel(pipelines.columns, _person, _TEXT),
-    "text": ZooModel(pipelines.text, _sentences, _TEXT),
+    "text": ZooModel(pipelines.text, _sentences, _TEXT, sample=64),
     "embedding": ZooModel(networks.embedding, _ids, _TABLE),
     "lstm": ZooModel(networks.lstm, _normal(networks.SEQUENCE, networks.CHANNELS), _TABLE),
     "transformer": ZooModel(networks.transformer, _tokens, _OBJECTS),
     "resnet18": ZooModel(networks.resnet18, _image("image", networks.PIXELS), _IMAGES),
     "unet": ZooModel(networks.unet, _image("image", networks.MASK_PIXELS), _IMAGES),
-    "ocr_detector": ZooModel(_detector, _image("x", _DETECTOR_PIXELS), (NPY, JSON_LINES), sample=True),
+    "ocr_detector": ZooModel(_detector, _image("x", _DETECTOR_PIXELS), (NPY, JSON_LINES), sample=1),
 }
 
 
@@ -165,12 +166,21 @@ def build(zoo: Path, name: str) -> Path:
     if not (folder / "model.onnx").exists():
         folder.mkdir(parents=True, exist_ok=True)
         if model.sample:
-            [record] = model.draw(np.random.default_rng(0), 1).values()
-            np.save(folder / "sample.npy", record)
+            [records] = model.draw(np.random.default_rng(0), model.sample).values()
+            _write_sample(folder, records)
         unfinished = folder / "model.part"
         model.build(unfinished)
         unfinished.rename(folder / "model.onnx")
     return folder
+
+
+def _write_sample(folder: Path, records: npt.NDArray[Any]) -> None:
+    if records.dtype == object:
+        (folder / "sample.jsonl").write_text(
+            "".join(f"{json.dumps(record)}\n" for record in records.tolist())
+        )
+    else:
+        np.save(folder / "sample.npy", records)
 
 
 def main() -> None:

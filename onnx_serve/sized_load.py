@@ -64,7 +64,7 @@ def sized_load(
         memory=memory,
         host=host,
         available_bytes=machine.memory_available_bytes() - memory.runs_bytes - margin,
-        bytes_per_s=calibration.rows_per_s * max(calibration.row_elements, 1) * _TEXT_BYTES,
+        bytes_per_s=calibration.rows_per_s * _record_bytes(calibration),
         terms=[*_terms(calibration, plan.block_rows, machine), *_device_terms(calibration, plan, gpu)],
     )
 
@@ -106,6 +106,11 @@ def _host(
         document=document,
         worst_multiple=table.DEFAULT.whole,
     )
+
+
+def _record_bytes(calibration: Calibration) -> int:
+    """Bytes of a record as text: of its numbers, which are fewer as they are in memory, or of its strings."""
+    return max(calibration.row_elements * _TEXT_BYTES, calibration.row_input_bytes, _TEXT_BYTES)
 
 
 def _document(signature: Signature) -> DocumentMemory:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import calibrations
 import onnx_models
 from onnx_serve.calibration_files import store_calibration, to_json
 from onnx_serve.calibration_record import Calibration, CalibrationKey
@@ -20,6 +21,7 @@ from onnx_serve.model_files.model_check import check_model_file
 from onnx_serve.model_files.model_folder import find_models
 from onnx_serve.repository import Repository
 from onnx_serve.settings import Settings
+from onnx_serve.sized_load import _record_bytes
 from onnx_serve.sizing import Sizing
 from onnx_serve.tuning import key_of
 
@@ -216,3 +218,15 @@ def test_several_models_are_answered_without_measuring(tmp_path: Path) -> None:
     assert document["BatchStrategy"] == "MULTI_RECORD"
     repository.measure()
     repository.close()
+
+
+@pytest.mark.parametrize(
+    ("elements", "input_bytes", "record_bytes"), [(30, 120, 240), (1, 270, 270), (3, 24, 24), (0, 0, 8)]
+)
+def test_a_record_as_text_is_as_long_as_its_numbers_or_its_strings(
+    elements: int, input_bytes: int, record_bytes: int
+) -> None:
+    """A text of 270 bytes is one element: it took a payload for thirty times as many records."""
+    calibration = calibrations.make(row_elements=elements, row_input_bytes=input_bytes)
+
+    assert _record_bytes(calibration) == record_bytes
