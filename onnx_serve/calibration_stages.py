@@ -154,6 +154,8 @@ class _Measurement:
     def _know_session(self, model: Model, growth: Growth) -> None:
         signature = model.signature
         peak = growth.peak()
+        # Runs would use what loading has left in the heap, and seem to need nothing.
+        allocator.release()
         record = guess(
             self._request.key,
             signature,
@@ -352,6 +354,7 @@ class _Measurement:
         if signature.row_axis is RowAxis.FREE:
             sizes = [max(int(record.block_rows * share), 1) for share in _UNEVEN]
         block = [feed for size in sizes if (feed := feeder(size)) is not None]
+        allocator.release()
         growth = Growth()
         try:
             with self._device.watched():
