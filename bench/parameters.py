@@ -232,7 +232,7 @@ def main() -> None:
             limits,
             options.rounds,
             1 if quick else 3,
-            15 if quick else 60,
+            15 if quick else 120,
             30 if quick else 300,
             cache,
         )

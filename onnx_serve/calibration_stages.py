@@ -30,6 +30,7 @@ from onnx_serve.calibration_measures import (
 from onnx_serve.calibration_process import CalibrationRequest
 from onnx_serve.calibration_record import Calibration, Rung, guess
 from onnx_serve.errors import InferenceError, InputRefused, ModelError, OutOfMemory, ServeError
+from onnx_serve.memory import release_and_settle
 from onnx_serve.model import Model, SessionOptions, load_model
 from onnx_serve.run_errors import is_out_of_memory
 from onnx_serve.tensors import Feed, RowAxis, Signature, Values
@@ -154,15 +155,15 @@ class _Measurement:
     def _know_session(self, model: Model, growth: Growth) -> None:
         signature = model.signature
         peak = growth.peak()
-        # Runs would use what loading has left in the heap, and seem to need nothing.
-        allocator.release()
+        # Else runs would use what loading has left in the heap, and seem to need nothing.
+        session_bytes = release_and_settle(growth.now)
         record = guess(
             self._request.key,
             signature,
             slots=self._request.slots,
             memory_bytes=self._request.memory_bytes,
             reached="loaded",
-            session_bytes=growth.now(),
+            session_bytes=session_bytes,
         )
         self._record = replace(
             record,

@@ -22,7 +22,7 @@ from onnx_serve.calibration_record import Calibration, CalibrationKey, guess
 from onnx_serve.errors import CalibrationError, ModelError
 from onnx_serve.execution_parameters import ExecutionParameters, compute
 from onnx_serve.machine import Machine
-from onnx_serve.memory import MemoryEstimate, margin_bytes
+from onnx_serve.memory import MemoryEstimate, margin_bytes, release_and_settle
 from onnx_serve.model_files.model_folder import ModelFile
 from onnx_serve.model_files.onnx_file import OnnxFile
 from onnx_serve.model_loading import Served, load_bytes
@@ -151,7 +151,8 @@ class Sizing:
     def conclude(self, served: Served) -> ExecutionParameters:
         """What the platform is told, once the model is loaded and has run."""
         if not self._session_bytes:
-            self._session_bytes = max(self._machine.rss_bytes() - self._base_bytes, 0)
+            resident = release_and_settle(self._machine.rss_bytes)
+            self._session_bytes = max(resident - self._base_bytes, 0)
         return self._parameters_of(served)
 
     def measure_beside(self, served: Served, done: Callable[[ExecutionParameters], None]) -> None:

@@ -10,6 +10,7 @@ from onnx_serve.memory import (
     MemoryEstimate,
     MemoryWatch,
     margin_bytes,
+    release_and_settle,
 )
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -138,3 +139,12 @@ def test_the_watch_is_silent_while_there_is_memory() -> None:
     for tick in range(10):
         clock.now = tick
         assert not watch.pressed()
+
+
+def test_half_of_what_a_load_has_left_in_the_heap_is_expected_to_return(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resident = [346]
+    monkeypatch.setattr("onnx_serve.allocator.release", lambda: resident.append(164))
+
+    assert release_and_settle(lambda: resident[-1]) == 255

@@ -234,21 +234,6 @@ def test_what_loading_needs(tmp_path: Path) -> None:
     assert load_bytes(summary, tmp_path) == 3 * 50 + (16 << 20)
 
 
-@pytest.mark.parametrize(("width", "given_back"), [(4, False), (100_000, True)])
-def test_what_loading_a_large_file_has_left_is_given_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int, given_back: bool
-) -> None:
-    """Before it is said what the model takes, which is what is left then."""
-    calls: list[bool] = []
-    onnx_models.linear(tmp_path / "m.onnx", width=width)
-    models = repository(tmp_path)
-    monkeypatch.setattr("onnx_serve.allocator.release", lambda: calls.append(models.ready))
-    models.load()
-    models.close()
-
-    assert calls == ([False] if given_back else [])
-
-
 @pytest.mark.parametrize(
     "error", [MemoryError(), ModelError("m: onnxruntime: Failed to allocate memory for x")]
 )
