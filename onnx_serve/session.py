@@ -115,7 +115,7 @@ def open_session(
         options: How it is made.
 
     Returns:
-        The session; and, where it is of the model without the ZipMaps that end it, what was left out.
+        The session; and, where it is of the model without the ZipMaps that end it, what was left out, without the bytes.
 
     Raises:
         ModelError: onnxruntime cannot load it, or an execution provider is missing.
@@ -202,7 +202,10 @@ def _open_unzipped(
     unzipped = unzip(path)
     if unzipped is not None:
         with contextlib.suppress(ModelError):
-            return _create_session(path, options, providers, unzipped.data), unzipped
+            session = _create_session(path, options, providers, unzipped.data)
+            # The wrapper keeps the bytes, which it would need for other providers.
+            session._model_bytes = None  # noqa: SLF001
+            return session, replace(unzipped, data=b"")
     return _create_session(path, options, providers), None
 
 
