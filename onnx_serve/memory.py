@@ -85,6 +85,8 @@ FORMATS: Mapping[str, FormatMemory] = {
     "application/x-npy": FormatMemory(decoding=2, is_whole=False, answer=1.5, answer_length=1),
     "application/json": FormatMemory(decoding=0, is_whole=True, answer=2.5, answer_length=1.5),
 }
+# Strings of a chunk: being decoded, waiting for a slot, running.
+_STRING_COPIES = 3
 # Several outputs are an NPZ archive, which is put together from whole arrays.
 _NPZ_ANSWER = 2.5
 
@@ -122,6 +124,7 @@ class HostMemory:
         several_outputs: Whether the model has more than one.
         document: Of JSON documents of its records: ``NUMBERS_DOCUMENT`` or another.
         worst_multiple: Bytes for a byte of a JSON document at the most, by which each is admitted.
+        string_share: Bytes of Python's strings for a byte of a record as text; 0 for records without.
     """
 
     permits: int
@@ -133,6 +136,7 @@ class HostMemory:
     several_outputs: bool
     document: DocumentMemory
     worst_multiple: float
+    string_share: float = 0
 
     def bodies_bytes(self, concurrent: int, payload_bytes: int) -> int:
         """Bytes that so many bodies take while they are received and answered."""
@@ -143,9 +147,13 @@ class HostMemory:
         """All that requests in a format of ``FORMATS`` hold, bodies included."""
         at_once = min(concurrent, self.permits)
         form = FORMATS[media_type]
-        decoding = at_once * form.decoding * min(self.chunk_bytes, payload_bytes)
+        decoding = at_once * (form.decoding + _STRING_COPIES * self.string_share)
+        decoding *= min(self.chunk_bytes, payload_bytes)
         if form.is_whole:
-            decoding = (self.document.parsing + at_once * self.document.held) * payload_bytes
+            held = self.document.held
+            # Objects are of all kinds; the others were measured with numbers.
+            held += 0 if self.document is OBJECTS_DOCUMENT else self.string_share
+            decoding = (self.document.parsing + at_once * held) * payload_bytes
         return (
             self.bodies_bytes(concurrent, payload_bytes)
             + int(decoding)

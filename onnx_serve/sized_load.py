@@ -19,7 +19,7 @@ from onnx_serve.model_loading import Served
 from onnx_serve.nvml import Gpu
 from onnx_serve.run_plan import RunPlan
 from onnx_serve.settings import Settings
-from onnx_serve.tensors import Signature
+from onnx_serve.tensors import DataType, Signature
 from onnx_serve.tuning import choose_slots
 
 __all__ = ["sized_load", "unsized_load"]
@@ -28,6 +28,8 @@ _MIB = 1 << 20
 _GUESSED_RUNS_BYTES = 64 * _MIB
 # A number as text, with its separator: what a float32 drawn at random takes is 10.
 _TEXT_BYTES = 8
+# A string of Python's beside its characters, sys.getsizeof(""), and the pointer to it.
+_STRING_BYTES = 49 + 8
 
 
 def sized_load(
@@ -55,6 +57,7 @@ def sized_load(
         output_share=calibration.row_output_bytes / max(calibration.row_input_bytes, 1),
         several_outputs=len(signature.outputs) > 1,
         document=_document(signature),
+        string_share=_string_share(signature, calibration),
     )
     margin = margin_bytes(machine.memory_limit_bytes)
     return Load(
@@ -94,6 +97,7 @@ def _host(
     output_share: float,
     several_outputs: bool,
     document: DocumentMemory,
+    string_share: float = 0,
 ) -> HostMemory:
     return HostMemory(
         permits=max_inflight(settings, machine, choose_slots(settings, machine, None)),
@@ -105,12 +109,25 @@ def _host(
         several_outputs=several_outputs,
         document=document,
         worst_multiple=table.DEFAULT.whole,
+        string_share=string_share,
     )
 
 
 def _record_bytes(calibration: Calibration) -> int:
     """Bytes of a record as text: of its numbers, which are fewer as they are in memory, or of its strings."""
     return max(calibration.row_elements * _TEXT_BYTES, calibration.row_input_bytes, _TEXT_BYTES)
+
+
+def _string_share(signature: Signature, calibration: Calibration) -> float:
+    """Bytes of Python's strings for a byte of a record as text; 0 for records without strings."""
+    strings = sum(
+        signature.record_width(spec) or 1
+        for spec in signature.inputs
+        if spec.is_tensor and spec.dtype is DataType.STRING
+    )
+    if not strings:
+        return 0
+    return (strings * _STRING_BYTES + calibration.row_input_bytes) / _record_bytes(calibration)
 
 
 def _document(signature: Signature) -> DocumentMemory:

@@ -21,8 +21,9 @@ from onnx_serve.model_files.model_check import check_model_file
 from onnx_serve.model_files.model_folder import find_models
 from onnx_serve.repository import Repository
 from onnx_serve.settings import Settings
-from onnx_serve.sized_load import _record_bytes
+from onnx_serve.sized_load import _record_bytes, _string_share
 from onnx_serve.sizing import Sizing
+from onnx_serve.tensors import RowAxis, Signature, TensorSpec
 from onnx_serve.tuning import key_of
 
 MIB = 1 << 20
@@ -230,3 +231,14 @@ def test_a_record_as_text_is_as_long_as_its_numbers_or_its_strings(
     calibration = calibrations.make(row_elements=elements, row_input_bytes=input_bytes)
 
     assert _record_bytes(calibration) == record_bytes
+
+
+@pytest.mark.parametrize(("length", "share"), [(270, (57 + 270) / 270), (3, 60 / 8)])
+def test_strings_take_more_memory_than_their_text(length: int, share: float) -> None:
+    """Short ones most of all; numbers have none."""
+    calibration = calibrations.make(row_elements=1, row_input_bytes=length)
+    texts = Signature((TensorSpec("x", "tensor(string)", ("N", 1)),), (), RowAxis.FREE)
+    numbers = Signature((TensorSpec("x", "tensor(float)", ("N", 1)),), (), RowAxis.FREE)
+
+    assert _string_share(texts, calibration) == share
+    assert _string_share(numbers, calibration) == 0
