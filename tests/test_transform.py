@@ -984,8 +984,9 @@ def test_a_signal_ends_the_job_with_its_code(tmp_path: Path, number: int, code: 
     onnx_models.slow(model_dir / "model.onnx", iterations=4_000)
     (tmp_path / "a.csv").write_text("0,0,0,0\n")
     (tmp_path / "b.csv").write_text("1,0,0,0\n" * 2000)
-    command = [sys.executable, "-m", "onnx_serve", "transform", "--model-dir", str(model_dir), "--output", str(out),
-               str(tmp_path / "a.csv"), str(tmp_path / "b.csv")]  # fmt: skip
+    # What a shell starts in the background ignores SIGINT, and so would everything below it.
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "onnx_serve", "transform", "--model-dir", str(model_dir),
+               "--output", str(out), str(tmp_path / "a.csv"), str(tmp_path / "b.csv")]  # fmt: skip
     env = {**os.environ, "ONNX_SERVE_BLOCK_ROWS": "1", "ONNX_SERVE_SLOTS": "1"}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
