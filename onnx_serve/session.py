@@ -1,6 +1,6 @@
 """Sessions: what onnxruntime makes of a model file, on which providers, with which memory.
 
-With ``model.py`` and ``ort_values.py``, which run them, the only door to onnxruntime.
+The only door to onnxruntime: ``model.py`` and ``ort_values.py`` run what is made here.
 """
 
 import contextlib

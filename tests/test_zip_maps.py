@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 
 import onnx_models
 from onnx_serve import session as session_module
-from onnx_serve.errors import InputRefused
+from onnx_serve.errors import InputRefused, ModelError
 from onnx_serve.model import Model, SessionOptions, load_model
 from onnx_serve.model_files.zip_maps import UnzippedModel, unzip
 from onnx_serve.tensors import MapTable
@@ -200,6 +200,15 @@ def test_other_models_have_none(tmp_path: Path) -> None:
     assert unzip(onnx_models.linear(tmp_path / "m.onnx")) is None
     (tmp_path / "m.ort").write_bytes(b"\x18\0\0\0ORTM" + bytes(64))
     assert unzip(tmp_path / "m.ort") is None
+
+
+def test_what_cannot_be_read_is_left_to_onnxruntime(tmp_path: Path) -> None:
+    (tmp_path / "empty.onnx").touch()
+
+    for name in ("empty.onnx", "gone.onnx"):
+        assert unzip(tmp_path / name) is None
+        with pytest.raises(ModelError, match="onnxruntime cannot load the model"):
+            load(tmp_path / name)
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -80,22 +80,23 @@ class UnzippedModel:
 
 
 def unzip(path: Path) -> UnzippedModel | None:
-    """The model without its last ZipMaps; None where there are none, or the file is no ONNX model.
+    """The model without its last ZipMaps; None where there are none, or where onnxruntime is to say what is wrong.
 
     What else needs the maps is not looked for: onnxruntime does not load a model in which something is missing.
 
     Args:
-        path: A model file.
+        path: A model file; one that cannot be read or is no ONNX model has none.
     """
-    with (
-        path.open("rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-        memoryview(data) as view,
-    ):
-        try:
+    try:
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+            memoryview(data) as view,
+        ):
             return _unzip(data, view)
-        except (MalformedError, UnicodeDecodeError):
-            return None
+    # ValueError: a name that is not UTF-8, or an empty file.
+    except (MalformedError, OSError, ValueError):
+        return None
 
 
 def _unzip(data: mmap.mmap, view: memoryview) -> UnzippedModel | None:
