@@ -1,6 +1,7 @@
 """Whether the execution parameters are true: memory as predicted, throughput as good as any choice, quickly found.
 
-    python -m bench.parameters ZOO [--models a,b] [--parts memory] [--memory 512m --cpus 1] [--quick] [--json FILE]
+    python -m bench.parameters ZOO [--models a,b] [--parts memory] [--memory 512m --cpus 1] [--quick] [--rounds 10]
+                               [--memory-seconds 120] [--json FILE]
 
 ZOO is a folder of bench.model_zoo; what it lacks is built. Every model is served as a transform job would, by a
 fresh process with SAGEMAKER_BATCH=true and no other setting, and asked for its answer. Then
@@ -209,6 +210,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--cpus", type=float, help="of every server's container (default: no limit)")
     parser.add_argument("--quick", action="store_true", help="shorter measurements, for a first look")
     parser.add_argument("--rounds", type=int, default=10, help="interleaved pairs (default: 10)")
+    parser.add_argument(
+        "--memory-seconds", type=float, help="of a job for memory at most (default: 120, or 15 with --quick)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured there")
     return parser.parse_args()
 
@@ -232,7 +236,7 @@ def main() -> None:
             limits,
             options.rounds,
             1 if quick else 3,
-            15 if quick else 120,
+            options.memory_seconds or (15 if quick else 120),
             30 if quick else 300,
             cache,
         )

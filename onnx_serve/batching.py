@@ -17,18 +17,16 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
+from onnx_serve.abandonment import PATIENCE_S, Gone
 from onnx_serve.blocks import block_rows, cut, first_rows, join, merge, pad, split
 from onnx_serve.errors import Abandoned, InferenceError, OutOfMemory, ServeError
 from onnx_serve.run_plan import RunPlan
 from onnx_serve.tensors import Feed, RowAxis, Signature, Values, row_count
 
-__all__ = ["PATIENCE_S", "Engine"]
+__all__ = ["Engine"]
 
 _log = logging.getLogger("onnx_serve")
 
-Gone = Callable[[], bool]
-# Clients that give up do so after seconds.
-PATIENCE_S = 0.5
 # What two blocks must have in common to share a run: the dimensions beside rows, by input. None: it never does.
 _Kind = tuple[tuple[int, ...], ...] | None
 
@@ -144,6 +142,7 @@ class Engine:
         signature: The model's.
         slots: Concurrent runs.
         block_rows: Rows of one run at most.
+        run_watched: The same as ``run`` for somebody who may leave, and then ends; None if runs cannot be ended.
         pressed: Tells after a run whether memory is short, so that runs must become smaller.
     """
 
@@ -154,11 +153,13 @@ class Engine:
         *,
         slots: int,
         block_rows: int,
+        run_watched: Callable[[Feed, Gone], Values] | None = None,
         pressed: Callable[[], bool] = lambda: False,
     ) -> None:
         self.signature = signature
         self._whole = frozenset(spec.name for spec in signature.defaults)
         self._run = run
+        self._run_watched = run_watched
         self._pressed = pressed
         self._slots = _Slots(slots)
         self.plan = RunPlan(block_rows, slots)
@@ -204,7 +205,7 @@ class Engine:
         Raises:
             InferenceError: The model failed, or answered with another number of rows.
             OutOfMemory: One record alone needs more memory than there is.
-            Abandoned: Nobody waits for the outputs any more, and they were not begun.
+            Abandoned: Nobody waits for the outputs any more.
         """
         pieces = self._pieces(blocks, gone)
         first = next(pieces, None)
@@ -272,12 +273,13 @@ class Engine:
         followers = [block for block in waiting if not block.turn.done()]
         if not followers:
             return self._run_alone(leader)
+        together = [leader, *followers]
+        rows = [block.rows for block in together]
         try:
             outputs = self._run_rows(
-                merge([leader.feed, *(block.feed for block in followers)]),
-                leader.rows + sum(block.rows for block in followers),
+                merge([block.feed for block in together]), sum(rows), _all_gone(together)
             )
-            first, *others = split(outputs, [leader.rows, *(block.rows for block in followers)])
+            first, *others = split(outputs, rows)
         except (ServeError, MemoryError):
             # One of them may be at fault; each is to get its own answer.
             for block in followers:
@@ -302,12 +304,14 @@ class Engine:
     def _run_alone(self, block: _Block) -> Values:
         if block.is_abandoned:
             raise Abandoned("the client has gone")
-        return self._run_rows(block.feed, block.rows) if block.rows else self._run(block.feed)
+        if not block.rows:
+            return self._run_feed(block.feed, block.gone)
+        return self._run_rows(block.feed, block.rows, block.gone)
 
-    def _run_rows(self, feed: Feed, rows: int) -> Values:
+    def _run_rows(self, feed: Feed, rows: int, gone: Gone | None) -> Values:
         """Runs a block; in halves when it needs more memory than there is."""
         try:
-            return self._run_checked(feed, rows)
+            return self._run_checked(feed, rows, gone)
         except OutOfMemory:
             if rows == 1 or self.signature.row_axis is RowAxis.FIXED:
                 raise
@@ -315,17 +319,22 @@ class Engine:
             if self._rows_for(feed, rows) == self._plan.block_rows:
                 self._shrink(-(-rows // 2), "a run needed more memory than there is")
         halves = cut(feed, -(-rows // 2), self._whole)
-        return join([self._run_rows(half, block_rows(half)) for half in halves])
+        return join([self._run_rows(half, block_rows(half), gone) for half in halves])
 
-    def _run_checked(self, feed: Feed, rows: int) -> Values:
+    def _run_checked(self, feed: Feed, rows: int, gone: Gone | None) -> Values:
         fixed = self.signature.fixed_rows
         padded = fixed > rows
-        outputs = self._run(pad(feed, fixed, self._whole) if padded else feed)
+        outputs = self._run_feed(pad(feed, fixed, self._whole) if padded else feed, gone)
         expected = fixed if padded else rows
         for name, value in outputs.items():
             if row_count(value) != expected:
                 raise InferenceError(f'output "{name}" has {row_count(value)} rows for {rows} rows of input')
         return first_rows(outputs, rows) if padded else outputs
+
+    def _run_feed(self, feed: Feed, gone: Gone | None) -> Values:
+        if gone is None or self._run_watched is None:
+            return self._run(feed)
+        return self._run_watched(feed, gone)
 
     def _react_to_pressure(self) -> None:
         if self._plan.block_rows > 1 and self._pressed():
@@ -337,6 +346,12 @@ class Engine:
         if rows < plan.block_rows and self.signature.row_axis is RowAxis.FREE:
             _log.warning("%s: blocks of %d rows instead of %d from now on", reason, rows, plan.block_rows)
             self.plan = replace(plan, block_rows=rows)
+
+
+def _all_gone(blocks: list[_Block]) -> Gone | None:
+    """Tells whether nobody waits for any of the blocks; None if that is not known of one."""
+    gone = [block.gone for block in blocks if block.gone is not None]
+    return (lambda: all(left() for left in gone)) if len(gone) == len(blocks) else None
 
 
 def _elements(feed: Feed) -> int:

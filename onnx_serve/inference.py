@@ -14,8 +14,9 @@ from tempfile import SpooledTemporaryFile
 from typing import BinaryIO, cast
 
 from onnx_serve import record_errors
+from onnx_serve.abandonment import PATIENCE_S, Deadline, Gone
 from onnx_serve.admission import Admission
-from onnx_serve.batching import PATIENCE_S, Engine
+from onnx_serve.batching import Engine
 from onnx_serve.codecs import table
 from onnx_serve.codecs.interface import (
     Answer,
@@ -31,7 +32,6 @@ from onnx_serve.codecs.interface import (
 from onnx_serve.codecs.media_types import negotiate, parse
 from onnx_serve.errors import (
     Abandoned,
-    DeadlineExceeded,
     DecodeError,
     NotAcceptable,
     SettingsError,
@@ -147,13 +147,18 @@ class Inference:
             check_wanted(body, since)
             # It is handed on with the reply; it is closed here only when there is none.
             spool = cast("BinaryIO", SpooledTemporaryFile(self._limits.answer_memory_bytes))  # noqa: SIM115
+            deadline = Deadline(self._limits.timeout_s)
             try:
                 documents = decode(body, media_type, self.signature, options)
-                answers = self._answers(documents, options, body.gone, on_block)
+                answers = self._answers(documents, options, deadline, body.gone, on_block)
                 encode(answers, spool if sink is None else sink, answer_type, self.signature, options)
             except DecodeError as ex:
                 spool.close()
                 raise DecodeError(f"{media_type.name}: {ex}") from ex
+            except Abandoned:
+                spool.close()
+                deadline.check()
+                raise
             except BaseException:
                 spool.close()
                 raise
@@ -168,10 +173,15 @@ class Inference:
         self,
         documents: Iterable[Document],
         options: CodecOptions,
-        gone: Callable[[], bool] | None,
+        deadline: Deadline,
+        gone: Gone | None,
         on_block: Callable[[Values], None] | None,
     ) -> Iterator[Answer]:
-        judge = self._judge()
+        def judge(block: Tensors) -> Feed:
+            deadline.check()
+            return conform(block, self.signature)
+
+        gone = deadline.gone(gone)
         for document in documents:
             outputs: Iterator[Values]
             if options.marks_errors and document.layout is Layout.RECORDS:
@@ -181,17 +191,6 @@ class Inference:
             if on_block is not None:
                 outputs = _told(outputs, on_block)
             yield Answer(outputs, document.layout, document.request_id, document.outputs, document.sizes)
-
-    def _judge(self) -> Callable[[Tensors], Feed]:
-        """Makes feeds of blocks while the request has time."""
-        deadline = time.monotonic() + self._limits.timeout_s if self._limits.timeout_s else None
-
-        def judge(block: Tensors) -> Feed:
-            if deadline is not None and time.monotonic() > deadline:
-                raise DeadlineExceeded(f"the request took longer than {self._limits.timeout_s:g} s")
-            return conform(block, self.signature)
-
-        return judge
 
     def _answer_codec(self, accept: str | None, request: Codec) -> tuple[MediaType, Encode, bool]:
         """The answer's media type, how to write it, and whether it has a place for bad records.

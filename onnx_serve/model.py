@@ -10,16 +10,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from onnx_serve import cuda, ort_values, rows
-from onnx_serve.errors import InputRefused, ModelError, OutOfMemory
+from onnx_serve.abandonment import Deadline, Gone, RunWatch
+from onnx_serve.errors import Abandoned, DeadlineExceeded, InputRefused, ModelError, OutOfMemory
 from onnx_serve.model_files import input_shapes
-from onnx_serve.model_files.zip_maps import UnzippedModel, ZipMap
+from onnx_serve.model_files.zip_maps import UnzippedModel
 from onnx_serve.run_errors import one_line, run_error
 from onnx_serve.session import SessionOptions, open_session, ort
 from onnx_serve.tensors import Feed, RowAxis, Signature, TensorSpec, Values
 
 __all__ = ["Model", "SessionOptions", "load_model"]
 
-Run = Callable[[Feed], Values]
+# No caller of a real-time endpoint waits longer for an answer
+# (https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html).
+_TRIAL_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,8 @@ class Model:
         signature: Its inputs and outputs, and how they relate to records.
         run: From a feed (arrays of exactly the signature's types and shapes) to the outputs by name.
             Thread-safe. Raises ``InferenceError``, ``InputRefused`` or ``OutOfMemory``.
+        run_watched: The same for somebody who may leave, as the second argument tells: then it ends before the next
+            node and raises ``Abandoned``. None if its runs cannot be ended.
         providers: The execution providers of the session, in order of preference.
         provider_options: By provider, the options that onnxruntime took, spelled its way.
         session_options: What the session was made with, spelled onnxruntime's way.
@@ -40,7 +45,8 @@ class Model:
 
     name: str
     signature: Signature
-    run: Run
+    run: Callable[[Feed], Values]
+    run_watched: Callable[[Feed, Gone], Values] | None = None
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
     provider_options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     session_options: Mapping[str, str] = field(default_factory=dict)
@@ -65,11 +71,16 @@ def load_model(path: Path, name: str, options: SessionOptions) -> Model:
         defaults=tuple(map(_spec, session.get_overridable_initializers())),
     )
     zip_maps = {} if unzipped is None else unzipped.zip_maps
-    run = _runner(session, declared, zip_maps=zip_maps, io_binding=options.io_binding, arena=_arena(session))
+    call = ort_values.make_call(
+        session, declared, ort.OrtValue, zip_maps=zip_maps, io_binding=options.io_binding
+    )
+    runner = _Runner(call, _arena(session))
+    signature = rows.infer_row_axis(declared)
     return Model(
         name,
-        rows.warm_up(run, rows.infer_row_axis(declared), name, options.row_wish, options.sample),
-        run,
+        rows.warm_up(runner.try_out, signature, name, options.row_wish, options.sample),
+        runner.run,
+        runner.run_watched,
         tuple(session.get_providers()),
         session.get_provider_options(),
         _echo(session.get_session_options(), options.config or {}),
@@ -129,63 +140,66 @@ def _select(outputs: tuple[TensorSpec, ...], names: Sequence[str]) -> tuple[Tens
     return tuple(by_name[name] for name in names) if names else outputs
 
 
-def _runner(
-    session: ort.InferenceSession,
-    declared: Signature,
-    *,
-    zip_maps: Mapping[str, ZipMap],
-    io_binding: bool,
-    arena: str = "",
-) -> Run:
-    """A run whose errors say whose fault they are.
+class _Runner:
+    """Runs of a session whose errors say whose fault they are. Thread-safe.
 
     Args:
-        session: The session.
-        declared: The model's inputs, and the outputs wanted.
-        zip_maps: What the session is without, by output.
-        io_binding: See ``SessionOptions``.
+        call: A run of the session.
         arena: The arena to tidy up when a run does not fit, in onnxruntime's words (``"gpu:0"``); empty for none. One
             that grows by what is asked for ends up in pieces where shapes vary, too small for a run that fits easily.
             What no run uses is given back at the end of a run with that option, also of one that fails:
             onnxruntime_run_options_config_keys.h.
-
-    Raises:
-        ModelError: A value has a type that onnxruntime's Python interface does not take or give.
     """
 
-    def make(run_options: ort.RunOptions | None) -> Run:
-        call = ort_values.make_call(
-            session,
-            declared,
-            ort.OrtValue,
-            zip_maps=zip_maps,
-            io_binding=io_binding,
-            run_options=run_options,
-        )
+    def __init__(self, call: ort_values.Call, arena: str) -> None:
+        self._call = call
+        self._arena = arena
+        self._watch = RunWatch()
 
-        def run(feed: Feed) -> Values:
-            try:
-                return call(feed)
-            except InputRefused:
-                raise
-            except Exception as ex:  # onnxruntime's own classes, RuntimeError, and others
-                raise run_error(one_line(ex)) from ex
+    def run(self, feed: Feed) -> Values:
+        """See ``Model.run``."""
+        return self._run_or_tidy(feed, None)
 
-        return run
+    def run_watched(self, feed: Feed, gone: Gone) -> Values:
+        """See ``Model.run_watched``."""
+        options = _run_options()
+        with self._watch.over(options, gone):
+            return self._run_or_tidy(feed, options)
 
-    run = make(None)
-    if not arena:
-        return run
-    tidying = ort.RunOptions()
-    tidying.log_severity_level = 4
-    tidying.add_run_config_entry("memory.enable_memory_arena_shrinkage", arena)
-    run_and_tidy = make(tidying)
+    def try_out(self, feed: Feed) -> Values:
+        """A run that is not known to end.
 
-    def run_or_tidy(feed: Feed) -> Values:
+        Raises:
+            DeadlineExceeded: It does not, or not soon.
+        """
+        deadline = Deadline(_TRIAL_S)
+        try:
+            return self.run_watched(feed, lambda: deadline.passed)
+        except Abandoned:
+            raise DeadlineExceeded(f"a run to try it did not end within {_TRIAL_S:g} s") from None
+
+    def _run_or_tidy(self, feed: Feed, options: ort.RunOptions | None) -> Values:
+        if not self._arena:
+            return self._run(feed, options)
         with contextlib.suppress(OutOfMemory):
-            return run(feed)
+            return self._run(feed, options)
+        options = options or _run_options()
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", self._arena)
         with contextlib.suppress(OutOfMemory):
-            return run_and_tidy(feed)
-        return run(feed)
+            return self._run(feed, options)
+        return self._run(feed, options)
 
-    return run_or_tidy
+    def _run(self, feed: Feed, options: ort.RunOptions | None) -> Values:
+        try:
+            return self._call(feed, options)
+        except InputRefused:
+            raise
+        except Exception as ex:  # onnxruntime's own classes, RuntimeError, and others
+            raise run_error(one_line(ex)) from ex
+
+
+def _run_options() -> ort.RunOptions:
+    options = ort.RunOptions()
+    # As in the session's own: what goes wrong is raised, and said once, by us.
+    options.log_severity_level = 4
+    return options

@@ -177,6 +177,7 @@ class Loader:
             model.signature,
             slots=tuning.slots,
             block_rows=default_block_rows(model.signature),
+            run_watched=model.run_watched,
             pressed=self._watch.pressed,
         )
         engine.plan = make_plan(

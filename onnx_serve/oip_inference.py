@@ -5,18 +5,19 @@ its JSON header is stands outside of it. So the codec is fixed, and the reply sa
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from tempfile import SpooledTemporaryFile
 from typing import BinaryIO, cast
 
+from onnx_serve.abandonment import Deadline, Gone
 from onnx_serve.admission import Admission
 from onnx_serve.batching import Engine
 from onnx_serve.codecs import oip_binary
 from onnx_serve.codecs.interface import Body, CodecOptions
 from onnx_serve.codecs.json_outputs import merge
 from onnx_serve.codecs.oip_json import requested
-from onnx_serve.errors import DeadlineExceeded
+from onnx_serve.errors import Abandoned
 from onnx_serve.inference import SMALL_BYTES, Limits, check_wanted
 from onnx_serve.tensors import DataType, Feed, Signature, Values, conform
 
@@ -107,16 +108,19 @@ class OipInference:
         with sink:
             return OipReply(sink.read(), length, header_length)
 
-    def _run(self, tensors: Feed, gone: Callable[[], bool] | None) -> Iterator[Values]:
+    def _run(self, tensors: Feed, gone: Gone | None) -> Iterator[Values]:
         """The outputs of a request's rows; of none, none."""
-        deadline = time.monotonic() + self._limits.timeout_s if self._limits.timeout_s else None
+        deadline = Deadline(self._limits.timeout_s)
         feed = conform(tensors, self.signature)
         if self.signature.has_rows and not len(next(iter(feed.values()))):
             return
-        for outputs in self._engine.map((feed,), gone):
-            if deadline is not None and time.monotonic() > deadline:
-                raise DeadlineExceeded(f"the request took longer than {self._limits.timeout_s:g} s")
-            yield outputs
+        try:
+            for outputs in self._engine.map((feed,), deadline.gone(gone)):
+                deadline.check()
+                yield outputs
+        except Abandoned:
+            deadline.check()
+            raise
 
     def _check_room(self, body: Body, header_length: int | None) -> None:
         """A message is decoded whole, so it must fit in memory, its JSON several times over."""

@@ -10,7 +10,7 @@ import ctypes
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -31,7 +31,14 @@ from onnx_serve.tensors import (
     ValueType,
 )
 
-__all__ = ["make_call"]
+__all__ = ["Call", "make_call"]
+
+
+class Call(Protocol):
+    """A run of a session."""
+
+    def __call__(self, feed: Feed, options: Any = None, /) -> Values:
+        """From a feed to the outputs by name, with an ``onnxruntime.RunOptions`` or None."""
 
 
 def make_call(
@@ -41,8 +48,7 @@ def make_call(
     *,
     zip_maps: Mapping[str, ZipMap] | None = None,
     io_binding: bool = False,
-    run_options: Any = None,
-) -> Callable[[Feed], Values]:
+) -> Call:
     """From a feed to the outputs by name, converted as little as the model's types need.
 
     Args:
@@ -52,7 +58,6 @@ def make_call(
         zip_maps: By output, what the session is without: it gives the tensors instead.
         io_binding: Whether to bind inputs and outputs to the device of the session's first provider, where all of
             them are tensors of numbers that NumPy has; other models run as without.
-        run_options: An ``onnxruntime.RunOptions`` for each run, or None.
 
     Returns:
         A thread-safe function. It raises what onnxruntime does, and ``InputRefused`` in place of a ZipMap.
@@ -64,7 +69,7 @@ def make_call(
     left_out = {name: zip_map for name, zip_map in (zip_maps or {}).items() if name in names}
     if left_out:
         tensors = replace(declared, outputs=tuple(_unzipped(declared, left_out)))
-        unzipped = make_call(session, tensors, ort_value, io_binding=io_binding, run_options=run_options)
+        unzipped = make_call(session, tensors, ort_value, io_binding=io_binding)
         return _zipping_call(unzipped, names, left_out)
     inputs = {spec.name: _type_of(spec, "input") for spec in (*declared.inputs, *declared.defaults)}
     outputs = {spec.name: _type_of(spec, "output") for spec in declared.outputs}
@@ -75,25 +80,24 @@ def make_call(
             raise ModelError(
                 f'output "{name}": Python cannot get {value_type.kind.value} of {value_type.dtype.name}'
             )
-    more = () if run_options is None else (run_options,)
     if io_binding and all(map(_is_bindable, (*inputs.values(), *outputs.values()))):
-        return _bound_call(session, names, ort_value, more)
+        return _bound_call(session, names, ort_value)
     foreign = {
         name: value_type.dtype for name, value_type in inputs.items() if not value_type.dtype.is_native
     }
-    run = _plain_call(session, names, more)
+    run = _plain_call(session, names)
     if any(not value_type.dtype.is_native for value_type in outputs.values()):
         _check_all_are_tensors(inputs)
-        run = _value_call(session, outputs, ort_value, more)
+        run = _value_call(session, outputs, ort_value)
     maps = {name: value_type for name, value_type in outputs.items() if value_type.kind.has_maps}
     if not foreign and not maps:
         return run
 
-    def call(feed: Feed) -> Values:
+    def call(feed: Feed, options: Any = None) -> Values:
         for name, dtype in foreign.items():
             if feed.get(name) is not None:
                 feed = {**feed, name: _to_ort(feed[name], dtype, ort_value)}
-        values = run(feed)
+        values = run(feed, options)
         for name, value_type in maps.items():
             values[name] = _maps(values[name], value_type)
         return values
@@ -113,14 +117,12 @@ def _unzipped(declared: Signature, zip_maps: Mapping[str, ZipMap]) -> list[Tenso
     )
 
 
-def _zipping_call(
-    call: Callable[[Feed], Values], names: list[str], zip_maps: Mapping[str, ZipMap]
-) -> Callable[[Feed], Values]:
+def _zipping_call(call: Call, names: list[str], zip_maps: Mapping[str, ZipMap]) -> Call:
     """A call whose outputs are maps where the session's are tensors."""
     tables = {name: _table_maker(zip_map) for name, zip_map in zip_maps.items()}
 
-    def zipping_call(feed: Feed) -> Values:
-        values = call(feed)
+    def zipping_call(feed: Feed, options: Any = None) -> Values:
+        values = call(feed, options)
         return {
             name: tables[name](values[zip_maps[name].source]) if name in tables else values[name]
             for name in names
@@ -174,9 +176,9 @@ def _check_all_are_tensors(inputs: dict[str, ValueType]) -> None:
             )
 
 
-def _plain_call(session: Any, names: list[str], more: tuple[Any, ...]) -> Callable[[Feed], Values]:
-    def call(feed: Feed) -> Values:
-        return dict(zip(names, session.run(names, feed, *more), strict=True))
+def _plain_call(session: Any, names: list[str]) -> Call:
+    def call(feed: Feed, options: Any = None) -> Values:
+        return dict(zip(names, session.run(names, feed, options), strict=True))
 
     return call
 
@@ -191,16 +193,14 @@ def _is_bindable(value_type: ValueType) -> bool:
     )
 
 
-def _bound_call(
-    session: Any, names: list[str], ort_value: Any, more: tuple[Any, ...]
-) -> Callable[[Feed], Values]:
+def _bound_call(session: Any, names: list[str], ort_value: Any) -> Call:
     """A call whose inputs are on the session's device before the run, and whose outputs are fetched after it.
 
     Page-locked host memory is not to be had: Python's ``OrtDevice`` knows the default memory of CUDA only (1.32).
     """
     device, number = _device_of(session)
 
-    def call(feed: Feed) -> Values:
+    def call(feed: Feed, options: Any = None) -> Values:
         binding = session.io_binding()
         for name, value in feed.items():
             # ascontiguousarray makes one dimension of none.
@@ -209,7 +209,7 @@ def _bound_call(
         for name in names:
             # The shape is left to the run.
             binding.bind_output(name, device, number)
-        session.run_with_iobinding(binding, *more)
+        session.run_with_iobinding(binding, options)
         return dict(zip(names, binding.copy_outputs_to_cpu(), strict=True))
 
     return call
@@ -223,27 +223,25 @@ def _device_of(session: Any) -> tuple[str, int]:
     return "cuda", int(session.get_provider_options()[first].get("device_id", 0))
 
 
-def _value_call(
-    session: Any, outputs: dict[str, ValueType], ort_value: Any, more: tuple[Any, ...]
-) -> Callable[[Feed], Values]:
+def _value_call(session: Any, outputs: dict[str, ValueType], ort_value: Any) -> Call:
     """A call for outputs some of which have a type that NumPy has not."""
     tensors = [name for name, value_type in outputs.items() if value_type.kind is Kind.TENSOR]
     others = [name for name in outputs if name not in tensors]
 
-    def call(feed: Feed) -> Values:
+    def call(feed: Feed, options: Any = None) -> Values:
         given = {
             name: ort_value.ortvalue_from_numpy(np.ascontiguousarray(value).reshape(value.shape))
             if isinstance(value, np.ndarray)
             else value
             for name, value in feed.items()
         }
-        results = session.run_with_ort_values(tensors, given, *more)
+        results = session.run_with_ort_values(tensors, given, options)
         values = {
             name: _from_ort(value, outputs[name].dtype) for name, value in zip(tensors, results, strict=True)
         }
         if others:
             # Sequences and maps cannot be read from an OrtValue: they take a run of their own.
-            values.update(zip(others, session.run(others, feed), strict=True))
+            values.update(zip(others, session.run(others, feed, options), strict=True))
         return {name: values[name] for name in outputs}
 
     return call

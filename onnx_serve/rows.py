@@ -14,7 +14,7 @@ import numpy as np
 
 from onnx_serve import feeds
 from onnx_serve.blocks import block_rows, first_rows, pad
-from onnx_serve.errors import InferenceError, InputRefused, OutOfMemory, ServeError
+from onnx_serve.errors import DeadlineExceeded, InferenceError, InputRefused, OutOfMemory, ServeError
 from onnx_serve.tensors import (
     DataType,
     Dimension,
@@ -81,7 +81,7 @@ def warm_up(
     """Runs the model on a real feed, else a made-up one; what comes out may correct what the shapes suggested.
 
     Args:
-        run: The model.
+        run: The model. Raises ``DeadlineExceeded`` where it may not end.
         signature: What ``infer_row_axis`` made of the declared shapes.
         name: The model's, for the log.
         wish: The operator's: ``free`` trusts that a row's answer is its own, ``alone`` runs each row by itself,
@@ -98,6 +98,10 @@ def warm_up(
             return _confirm_rows(run, signature, feed, run(feed), name, check=wish == "auto")
         except (InferenceError, InputRefused, OutOfMemory) as ex:
             cause = cause or ex
+        except DeadlineExceeded as ex:
+            # Another one would most likely take as long.
+            _log.warning("%s: the model is served untried: %s", name, ex)
+            return signature
     _log.warning("%s: no made-up input runs, so the model is served untried: %s", name, cause)
     return signature
 

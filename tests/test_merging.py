@@ -237,6 +237,28 @@ def test_abandoned_blocks_are_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
             future.result(0)
 
 
+def test_a_shared_run_is_ended_once_all_have_gone() -> None:
+    """Whoever waits for a run says whether all of them have left; a caller that cannot tell never leaves."""
+    asked: list[list[bool]] = []
+    left = iter([False, True, True])
+
+    def run_watched(feed: Feed, gone: Callable[[], bool]) -> Values:
+        asked.append([gone(), gone()])
+        return double(feed)
+
+    run = Recorder()
+    engine = Engine(run, MODEL, slots=1, block_rows=8, run_watched=run_watched)
+    engine.plan = replace(engine.plan, merges=True)
+    feeds = [rows(0, 1), rows(9, 1)]
+    # The first one occupies the slot and has nobody who may leave.
+    with queued(engine, run, feeds, gone=lambda: next(left)) as futures:
+        pass
+    assert run.sizes == [1]
+    assert asked == [[False, True]]
+    for future, feed in zip(futures, feeds, strict=True):
+        np.testing.assert_array_equal(future.result(0)["y"], feed["x"] * 2)
+
+
 def test_a_run_over_the_memory_is_halved_and_smaller_from_then_on(caplog: pytest.LogCaptureFixture) -> None:
     def run(feed: Feed) -> Values:
         sizes.append(len(feed["x"]))

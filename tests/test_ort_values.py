@@ -162,7 +162,7 @@ class Session:
     def __init__(self, *outputs: Any) -> None:
         self.outputs = list(outputs)
 
-    def run(self, names: list[str], feed: dict[str, Any]) -> list[Any]:
+    def run(self, names: list[str], feed: dict[str, Any], options: object) -> list[Any]:
         return self.outputs
 
 
@@ -222,7 +222,7 @@ class Value:
 
 
 class ValueSession(Session):
-    def run_with_ort_values(self, names: list[str], feed: dict[str, Any]) -> list[Any]:
+    def run_with_ort_values(self, names: list[str], feed: dict[str, Any], options: object) -> list[Any]:
         return self.outputs
 
 

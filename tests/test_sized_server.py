@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,39 @@ def test_a_model_that_explodes_fails_its_own_requests_only(tmp_path: Path) -> No
             assert requests.get(f"{server.url}/ping", timeout=5).status_code == 200
         serving_until(lambda: "not measured" in server.log)
         assert term(explained(server), "calibration_origin") == "guessed"
+
+
+def test_runs_that_never_end_leave_with_their_clients(tmp_path: Path) -> None:
+    """More of them than the server has permits; each would keep a slot for good."""
+    onnx_models.slow(tmp_path / "model.onnx")
+    with serving.start(tmp_path, tmp_path / "log", {"ONNX_SERVE_MAX_INFLIGHT": "2"}) as server:
+
+        def leave() -> None:
+            with pytest.raises(requests.Timeout):
+                requests.post(
+                    f"{server.url}/invocations",
+                    "1e12,0,0,0",
+                    headers={"Content-Type": "text/csv"},
+                    timeout=0.5,
+                )
+
+        with ThreadPoolExecutor(4) as clients:
+            for done in [clients.submit(leave) for _ in range(4)]:
+                done.result()
+        assert requests.get(f"{server.url}/ping", timeout=5).status_code == 200
+        for _ in range(2):
+            assert server.post("0,1,2,3", "text/csv").status_code == 200
+
+
+def test_a_run_that_never_ends_has_a_deadline(tmp_path: Path) -> None:
+    onnx_models.slow(tmp_path / "model.onnx")
+    with serving.start(tmp_path, tmp_path / "log", {"ONNX_SERVE_REQUEST_TIMEOUT_MS": "700"}) as server:
+        answer = server.post("1e12,0,0,0", "text/csv")
+        assert (answer.status_code, answer.json()["error_type"]) == (504, "DeadlineExceeded")
+        tensor = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1e12, 0, 0, 0]}
+        answer = requests.post(f"{server.url}/v2/models/model/infer", json={"inputs": [tensor]}, timeout=60)
+        assert answer.status_code == 504
+        assert server.post("0,1,2,3", "text/csv").status_code == 200
 
 
 @pytest.mark.parametrize(
