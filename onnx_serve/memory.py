@@ -122,9 +122,10 @@ class HostMemory:
         spool_is_memory: Whether that directory lives in memory.
         output_share: Bytes of a record's outputs for a byte of its inputs, as tensors.
         several_outputs: Whether the model has more than one.
-        document: Of JSON documents of its records: ``NUMBERS_DOCUMENT`` or another.
+        document: Of JSON documents of its records.
         worst_multiple: Bytes for a byte of a JSON document at the most, by which each is admitted.
-        string_share: Bytes of Python's strings for a byte of a record as text; 0 for records without.
+        string_share: Bytes of Python's strings for a byte of a record as text, in formats that are decoded in chunks; 0
+            for records without.
     """
 
     permits: int
@@ -150,10 +151,7 @@ class HostMemory:
         decoding = at_once * (form.decoding + _STRING_COPIES * self.string_share)
         decoding *= min(self.chunk_bytes, payload_bytes)
         if form.is_whole:
-            held = self.document.held
-            # Objects are of all kinds; the others were measured with numbers.
-            held += 0 if self.document is OBJECTS_DOCUMENT else self.string_share
-            decoding = (self.document.parsing + at_once * held) * payload_bytes
+            decoding = (self.document.parsing + at_once * self.document.held) * payload_bytes
         return (
             self.bodies_bytes(concurrent, payload_bytes)
             + int(decoding)

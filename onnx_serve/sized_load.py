@@ -51,13 +51,14 @@ def sized_load(
         gpu: What the model runs on; None for the processors.
     """
     signature, plan = served.model.signature, served.inference.engine.plan
+    string_share = _string_share(signature, calibration)
     host = _host(
         settings,
         machine,
         output_share=calibration.row_output_bytes / max(calibration.row_input_bytes, 1),
         several_outputs=len(signature.outputs) > 1,
-        document=_document(signature),
-        string_share=_string_share(signature, calibration),
+        document=_document(signature, string_share),
+        string_share=string_share,
     )
     margin = margin_bytes(machine.memory_limit_bytes)
     return Load(
@@ -130,11 +131,13 @@ def _string_share(signature: Signature, calibration: Calibration) -> float:
     return (strings * _STRING_BYTES + calibration.row_input_bytes) / _record_bytes(calibration)
 
 
-def _document(signature: Signature) -> DocumentMemory:
+def _document(signature: Signature, string_share: float) -> DocumentMemory:
     if len(signature.inputs) != 1:
+        # Measured with objects of all kinds, strings included.
         return OBJECTS_DOCUMENT
     [spec] = signature.inputs
-    return INTEGERS_DOCUMENT if spec.is_tensor and spec.dtype.is_integer else NUMBERS_DOCUMENT
+    numbers = INTEGERS_DOCUMENT if spec.is_tensor and spec.dtype.is_integer else NUMBERS_DOCUMENT
+    return numbers._replace(held=numbers.held + string_share)
 
 
 def _terms(calibration: Calibration, block_rows: int, machine: Machine) -> list[Term]:

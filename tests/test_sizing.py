@@ -17,11 +17,12 @@ from onnx_serve.calibration_record import Calibration, CalibrationKey
 from onnx_serve.errors import ModelError
 from onnx_serve.execution_parameters import ExecutionParameters
 from onnx_serve.machine import Machine, read_machine
+from onnx_serve.memory import INTEGERS_DOCUMENT, NUMBERS_DOCUMENT, OBJECTS_DOCUMENT
 from onnx_serve.model_files.model_check import check_model_file
 from onnx_serve.model_files.model_folder import find_models
 from onnx_serve.repository import Repository
 from onnx_serve.settings import Settings
-from onnx_serve.sized_load import _record_bytes, _string_share
+from onnx_serve.sized_load import _document, _record_bytes, _string_share
 from onnx_serve.sizing import Sizing
 from onnx_serve.tensors import RowAxis, Signature, TensorSpec
 from onnx_serve.tuning import key_of
@@ -242,3 +243,17 @@ def test_strings_take_more_memory_than_their_text(length: int, share: float) -> 
 
     assert _string_share(texts, calibration) == share
     assert _string_share(numbers, calibration) == 0
+
+
+def test_a_document_of_strings_holds_them_while_it_runs() -> None:
+    """Objects were measured with strings in them."""
+    inputs = [
+        TensorSpec(name, f"tensor({kind})", ("N", 1)) for name, kind in (("s", "string"), ("i", "int64"))
+    ]
+    texts, integers, objects = (
+        Signature(tuple(chosen), (), RowAxis.FREE) for chosen in (inputs[:1], inputs[1:], inputs)
+    )
+
+    assert _document(texts, 2) == NUMBERS_DOCUMENT._replace(held=NUMBERS_DOCUMENT.held + 2)
+    assert _document(integers, 0) == INTEGERS_DOCUMENT
+    assert _document(objects, 2) == OBJECTS_DOCUMENT
