@@ -107,7 +107,7 @@ class RunWatch:
             yield
         except Exception as ex:
             if options.terminate:
-                raise Abandoned("nobody waits for the answer any more") from ex
+                raise Abandoned("the client has gone, and its run was ended") from ex
             raise
         finally:
             with self._lock:
