@@ -1,13 +1,15 @@
-"""What many small requests gain from sharing runs.
+"""What small requests gain from sharing runs, and from being answered without a change of threads.
 
     python -m bench.micro_batching ZOO [--models a,b] [--format json|csv|oip] [--connections N] [--quick] [--json FILE]
 
-Two servers of each model run side by side: one never merges requests (ONNX_SERVE_MERGING=never), one decides by
-itself. 64 connections each have a request of one row in flight; the servers take turns, ten pairs. The client is one
-process that waits on all connections at once; it shares the processors with the server, so what it uses is printed.
+Three servers of each model run side by side: "off" gives each request a thread and a run of its own
+(ONNX_SERVE_MERGING=never, ONNX_SERVE_BRIEF_REQUESTS=never), "shared" lets them share runs, and the third decides
+everything by itself. 64 connections each have a request of one row in flight; the servers take turns, ten rounds. The
+client is one process that waits on all connections at once; it shares the processors with the server, so what it uses
+is printed.
 
-throughput   requests a second, merging over not.
-CPU          processor time of the server for a request, merging over not.
+throughput   requests a second, shared over off; and as it comes over off.
+CPU          processor time of the server for a request, likewise.
 ladder       how much cheaper a row gets in company, as the server measured it (its term merge_gain), or measured here.
 achievable   what that leaves once everything around the run is counted: the server's time for a request without
              merging, over the same with the run made cheaper.
@@ -23,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,9 +47,14 @@ _CALIBRATION_S = 60
 _LADDER = (1, 2, 4, 8, 16, 32, 64)
 _RUN_S = 0.2
 _WORTH = 1.1
+_VARIANTS: tuple[dict[str, str], ...] = (
+    {"ONNX_SERVE_MERGING": "never", "ONNX_SERVE_BRIEF_REQUESTS": "never"},
+    {"ONNX_SERVE_BRIEF_REQUESTS": "never"},
+    {},
+)
 _HEADER = (
-    "model", "format", "req/s", "throughput on / off", "CPU on / off", "off us CPU/req", "ladder gain",
-    "achievable gain", "gain share", "client CPU", "notes",
+    "model", "format", "req/s off", "off us CPU/req", "shared / off", "CPU shared / off", "ladder gain", "achievable gain",
+    "gain share", "as it comes / off", "CPU as it comes / off", "client CPU", "notes",
 )  # fmt: skip
 _OIP_TYPES = {"f4": "FP32", "i8": "INT64"}
 
@@ -208,14 +216,19 @@ def _row_seconds(session: ort.InferenceSession, feed: Records, rows: int) -> flo
 
 @dataclass(frozen=True)
 class Gain:
-    """One model's result; ``ladder_gain`` is of the model alone, ``achievable`` of whole requests."""
+    """One model's result: ``throughput`` and ``cpu`` of sharing runs, ``own_...`` of the server as it comes.
+
+    ``ladder_gain`` is of the model alone, ``achievable`` of whole requests.
+    """
 
     model: str
     kind: str
-    rate: float
+    off_rate: float
+    off_cpu_s: float
     throughput: Interval
     cpu: Interval
-    off_cpu_s: float
+    own_throughput: Interval
+    own_cpu: Interval
     ladder_gain: float
     achievable: float
     client_share: float
@@ -230,7 +243,7 @@ class Gain:
 def compare(
     name: str, model: ZooModel, model_dir: Path, kind: str, connections: int, rounds: int, seconds: float
 ) -> Gain:
-    """Runs the pairs.
+    """Runs the rounds.
 
     Raises:
         ValueError: The model has no such format.
@@ -238,43 +251,50 @@ def compare(
         StartFailedError: A server does not start.
     """
     sent = requests(model, kind)
-    with (
-        tempfile.TemporaryDirectory() as cache,
-        serving(model_dir, {"ONNX_SERVE_CALIBRATION_CACHE": cache}) as merging,
-    ):
-        terms = _calibrated(merging)
-        variables = {"ONNX_SERVE_CALIBRATION_CACHE": cache, "ONNX_SERVE_MERGING": "never"}
-        with serving(model_dir, variables) as lone:
-            _calibrated(lone)
-            pairs: list[tuple[Load, Load]] = []
-            for turn in range(rounds + 1):
-                order = (merging, lone) if turn % 2 else (lone, merging)
-                seen = {server.port: load(server, sent, connections, seconds) for server in order}
-                pairs.append((seen[merging.port], seen[lone.port]))
-    # The first pair warms both up.
-    on, off = zip(*pairs[1:], strict=True)
-    return _gain(name, kind, on, off, _costs(terms, model_dir, model))
+    with tempfile.TemporaryDirectory() as cache, ExitStack() as running:
+        servers: list[ServerProcess] = []
+        for variables in _VARIANTS:
+            known = {"ONNX_SERVE_CALIBRATION_CACHE": cache}
+            servers.append(running.enter_context(serving(model_dir, {**known, **variables})))
+            terms = _calibrated(servers[-1])
+        rounds_seen: list[list[Load]] = []
+        for turn in range(rounds + 1):
+            order = servers if turn % 2 else servers[::-1]
+            seen = {server.port: load(server, sent, connections, seconds) for server in order}
+            rounds_seen.append([seen[server.port] for server in servers])
+    # The first round warms all of them up.
+    off, shared, own = zip(*rounds_seen[1:], strict=True)
+    return _gain(name, kind, (off, shared, own), _costs(terms, model_dir, model))
 
 
-def _gain(
-    name: str, kind: str, on: Sequence[Load], off: Sequence[Load], costs: tuple[float, float, str]
-) -> Gain:
+def _gain(name: str, kind: str, seen: Sequence[Sequence[Load]], costs: tuple[float, float, str]) -> Gain:
+    off, shared, own = seen
     gain, row_s, origin = costs
     off_cpu_s = sorted(one.cpu_s for one in off)[len(off) // 2]
     cheaper = max(off_cpu_s - row_s * (1 - 1 / gain), off_cpu_s / gain)
-    everyone = [*on, *off]
+    everyone = [*off, *shared, *own]
     return Gain(
         name,
         kind,
-        sorted(one.rate for one in on)[len(on) // 2],
-        ratio_interval([one.rate for one in on], [one.rate for one in off]),
-        ratio_interval([one.cpu_s for one in on], [one.cpu_s for one in off]),
+        sorted(one.rate for one in off)[len(off) // 2],
         off_cpu_s,
+        _rates(shared, off),
+        _costs_a_request(shared, off),
+        _rates(own, off),
+        _costs_a_request(own, off),
         gain,
         off_cpu_s / cheaper,
         sum(one.client_s for one in everyone) / sum(one.seconds for one in everyone),
         origin,
     )
+
+
+def _rates(ours: Sequence[Load], others: Sequence[Load]) -> Interval:
+    return ratio_interval([one.rate for one in ours], [one.rate for one in others])
+
+
+def _costs_a_request(ours: Sequence[Load], others: Sequence[Load]) -> Interval:
+    return ratio_interval([one.cpu_s for one in ours], [one.cpu_s for one in others])
 
 
 def _calibrated(server: ServerProcess) -> Mapping[str, Any]:
@@ -296,9 +316,9 @@ def _costs(terms: Mapping[str, Any], model_dir: Path, model: ZooModel) -> tuple[
 def _row(gain: Gain) -> list[str]:
     share = gain.share
     return [
-        gain.model, gain.kind, f"{gain.rate:,.0f}", str(gain.throughput), str(gain.cpu),
-        f"{gain.off_cpu_s * 1e6:,.0f}", f"{gain.ladder_gain:.2f}", f"{gain.achievable:.2f}",
-        "n/a" if share is None else f"{share:.0%}", f"{gain.client_share:.0%} of a CPU", f"ladder: {gain.origin}",
+        gain.model, gain.kind, f"{gain.off_rate:,.0f}", f"{gain.off_cpu_s * 1e6:,.0f}", str(gain.throughput), str(gain.cpu),
+        f"{gain.ladder_gain:.2f}", f"{gain.achievable:.2f}", "n/a" if share is None else f"{share:.0%}",
+        str(gain.own_throughput), str(gain.own_cpu), f"{gain.client_share:.0%} of a CPU", f"ladder: {gain.origin}",
     ]  # fmt: skip
 
 
@@ -309,7 +329,7 @@ def main() -> None:
     parser.add_argument("--models", help="some of them, separated by commas (default: all)")
     parser.add_argument("--format", default="json", choices=["json", "csv", "jsonlines", "oip"])
     parser.add_argument("--connections", type=int, default=64, help="requests in flight (default: 64)")
-    parser.add_argument("--rounds", type=int, default=10, help="interleaved pairs (default: 10)")
+    parser.add_argument("--rounds", type=int, default=10, help="interleaved rounds (default: 10)")
     parser.add_argument("--quick", action="store_true", help="shorter measurements, for a first look")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured there")
     options = parser.parse_args()

@@ -78,7 +78,7 @@ class _Slots:
         self.slots = slots
         self._lock = threading.Lock()
         self._freed = threading.Condition(self._lock)
-        self._busy = 0
+        self.busy = 0
         self._sharing: deque[_Block] = deque()
         self._lone = 0
         self._is_turn_of_lone = False
@@ -91,11 +91,11 @@ class _Slots:
     def enter(self, block: _Block) -> "Values | _Followers":
         """Waits for the block's turn: others that it is to take along, or its outputs if it was taken along."""
         with self._lock:
-            if self._busy >= self.slots and block.kind is not None:
+            if self.busy >= self.slots and block.kind is not None:
                 self._sharing.append(block)
             else:
                 self._wait_alone()
-                self._busy += 1
+                self.busy += 1
                 return _Followers()
         return block.turn.result()
 
@@ -103,9 +103,9 @@ class _Slots:
         """Hands the caller's slot on."""
         with self._lock:
             is_turn_of_lone = self._lone and self._is_turn_of_lone
-            if not self._sharing or is_turn_of_lone or self._busy > self.slots:
+            if not self._sharing or is_turn_of_lone or self.busy > self.slots:
                 self._is_turn_of_lone = False
-                self._busy -= 1
+                self.busy -= 1
                 self._freed.notify()
                 return
             self._is_turn_of_lone = True
@@ -115,7 +115,7 @@ class _Slots:
 
     def _wait_alone(self) -> None:
         self._lone += 1
-        while self._busy >= self.slots:
+        while self.busy >= self.slots:
             self._freed.wait()
         self._lone -= 1
 
@@ -176,6 +176,11 @@ class Engine:
             plan = replace(plan, block_rows=self.signature.fixed_rows)
         self._plan = plan
         self._slots.slots = plan.slots
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing runs, so that whoever comes next need not wait."""
+        return not self._slots.busy
 
     @property
     def slots(self) -> int:

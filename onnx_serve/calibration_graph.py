@@ -7,7 +7,7 @@ from onnx_serve.errors import ModelError
 from onnx_serve.model_files.onnx_file import read_onnx_file
 from onnx_serve.tensors import Kind, Signature
 
-__all__ = ["arena_only", "data_dependent", "has_loops", "operators_of"]
+__all__ = ["arena_only", "data_dependent", "has_loops", "operators_of", "sizes_by_value"]
 
 # Operators whose outputs have shapes, or whose bodies have turns, that depend on values:
 # https://onnx.ai/onnx/operators/
@@ -43,11 +43,21 @@ def data_dependent(signature: Signature, operators: Mapping[str, int] | None) ->
         signature: The model's.
         operators: How often ``domain::Operator`` is called; None if that is not known.
     """
+    if sizes_by_value(signature, operators):
+        return True
+    # Strings are of any length.
+    return any(signature.record_width(spec) is None or not spec.dtype.bits for spec in signature.inputs)
+
+
+def sizes_by_value(signature: Signature, operators: Mapping[str, int] | None) -> bool:
+    """Whether values of the inputs may decide how large tensors are and how often operators run.
+
+    Args:
+        signature: The model's.
+        operators: How often ``domain::Operator`` is called; None if that is not known.
+    """
     specs = signature.inputs
     if any(not spec.is_tensor or spec.value_type.kind is not Kind.TENSOR for spec in specs):
-        return True
-    if any(signature.record_width(spec) is None or not spec.dtype.bits for spec in specs):
-        # Strings are of any length.
         return True
     if operators is None:
         return True

@@ -135,6 +135,7 @@ def _serve(settings: Settings) -> int:
     machine = read_machine()
     allocator.tune(machine.memory_limit_bytes)
     from onnx_serve.app import create_app  # noqa: PLC0415  NumPy and pyarrow come after the allocator is tuned
+    from onnx_serve.brief_requests import BriefRequests  # noqa: PLC0415
     from onnx_serve.repository import Repository  # noqa: PLC0415
     from onnx_serve.server import Server, default_connection_limit  # noqa: PLC0415
 
@@ -154,6 +155,7 @@ def _serve(settings: Settings) -> int:
             max(machine.memory_limit_bytes // 20, _RESERVE_BYTES),
             spool_is_memory=machine.temp_dir_is_memory(),
         ),
+        estimate=BriefRequests(repository).estimate,
     )
     server.handle_signals()
     failures: list[BaseException] = []

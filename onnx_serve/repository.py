@@ -15,6 +15,7 @@ from pathlib import Path
 
 from onnx_serve import allocator
 from onnx_serve.admission import Admission
+from onnx_serve.batching import Engine
 from onnx_serve.errors import (
     ModelError,
     ModelNotFound,
@@ -32,6 +33,7 @@ from onnx_serve.model_files.model_check import check_model_file
 from onnx_serve.model_files.model_folder import ModelFolder, find_models
 from onnx_serve.model_loading import Loader, Served
 from onnx_serve.model_registry import IndexEntry, ModelEntry, ModelRegistry, ModelSlot, check_name
+from onnx_serve.record_cost import RecordCost
 from onnx_serve.settings import Settings, with_model_settings
 from onnx_serve.sized_load import unsized_load
 from onnx_serve.sizing import Sizing
@@ -98,6 +100,8 @@ class Repository:
         self._loader = Loader(machine, self.admission)
         self._models = ModelRegistry(self._loads, self._load_slot)
         self._parameters: ExecutionParameters | None = None
+        self._cost: RecordCost | None = None
+        self._engine: Engine | None = None
 
     @property
     def served(self) -> Mapping[str, Served]:
@@ -137,6 +141,7 @@ class Repository:
             return
         with self.lease(None) as served:
             self._sizing.measure_beside(served, self._take)
+            self._note_cost(self._sizing, served)
 
     def default(self) -> Inference:
         """The model that ``/invocations`` uses.
@@ -183,6 +188,11 @@ class Repository:
         if self._parameters is None:
             raise NotReady("the model is still loading")
         return self._parameters
+
+    @property
+    def record_cost(self) -> RecordCost | None:
+        """What few records take the default model now; None if that is not known, or if they would have to wait."""
+        return self._cost if self._engine is not None and self._engine.is_idle else None
 
     def index(self) -> list[IndexEntry]:
         """Every model and version, by name; in multi mode also what lies in the model folder unloaded."""
@@ -266,6 +276,11 @@ class Repository:
             self._sizing.stop()
         self._models.close()
 
+    def _note_cost(self, sizing: Sizing, served: Served) -> None:
+        if self.settings.brief_requests == "auto":
+            self._cost = sizing.record_cost(served.model.signature)
+            self._engine = served.inference.engine
+
     def _take(self, parameters: ExecutionParameters) -> None:
         self._parameters = parameters
         self.body_limit_bytes = body_limit_bytes(self.settings, parameters)
@@ -323,6 +338,7 @@ class Repository:
         except OutOfMemory as ex:
             raise ModelError(str(ex)) from ex
         self._take(sizing.conclude(slot.served))
+        self._note_cost(sizing, slot.served)
 
     def _load_all(self, entries: list[ModelEntry]) -> None:
         """Loads every model; a broken one is reported and disturbs no other."""

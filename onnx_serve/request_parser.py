@@ -153,6 +153,15 @@ class RequestParser(HTTPRequestParser):  # type: ignore[misc]  # waitress has no
         kept = None if self.body_rcv is None else self.body_rcv.getbuf()
         return kept.receive(connection, most) if isinstance(kept, _InPlace) else None
 
+    def small_body(self, most: int) -> bytes | None:
+        """The body, if it is of known length, in memory and no longer than so much; its stream stays where it is."""
+        if self.body_rcv is None:
+            return b""
+        kept = self.body_rcv.getbuf()
+        return (
+            kept.getfile().getvalue() if isinstance(kept, _InPlace) and self.content_length <= most else None
+        )
+
     def received(self, data: bytes | range) -> int:
         """Takes bytes of the request, or what ``receive_in_place`` gave; returns how many of them belong to it."""
         try:

@@ -1,12 +1,13 @@
 """HTTP in and out: waitress, tuned; signals; the drain at the end.
 
-With ``channel`` and ``request_parser``, which it is made of, the only door to waitress.
+With ``channel``, ``request_parser`` and ``workers``, which it is made of, the only door to waitress.
 
-One thread (the one in ``Server.run``) reads and writes all sockets; ``threads`` workers run the WSGI app::
+One thread (the one in ``Server.run``) reads and writes all sockets; ``threads`` workers run the WSGI app, but for
+requests that take next to no time, which that thread answers itself::
 
-    accept -> Channel.recv -> RequestParser -> queue -> worker: _Task -> app -> out buffer -> send
-                                  |                   |
-                                  +-- error ----------+-> _ErrorTask: our JSON, then the connection closes
+    accept -> Channel.recv -> RequestParser -> Workers -> worker: _Task -> app -> out buffer -> send
+                                  |               |
+                                  +-- error ------+-> _ErrorTask: our JSON, then the connection closes
 
 Bodies are received whole before the app sees them: in memory up to a limit, then in an unlinked temporary file.
 The subclasses below mend what waitress 3.0.2 (https://github.com/Pylons/waitress/tree/v3.0.2/src/waitress) leaves
@@ -22,18 +23,18 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from wsgiref.types import WSGIApplication
 
 from waitress import wasyncore
 from waitress.adjustments import Adjustments
 from waitress.server import TcpWSGIServer
-from waitress.task import ThreadedTaskDispatcher
 
 from onnx_serve.body_budget import BodyBudget
 from onnx_serve.channel import Channel
 from onnx_serve.errors import SettingsError
 from onnx_serve.request_parser import HEADER_BYTES, LIBRARY_LOG
+from onnx_serve.workers import Estimate, Workers, unknown
 
 __all__ = ["Server", "default_connection_limit"]
 
@@ -65,41 +66,6 @@ def default_connection_limit(descriptor_limit: int) -> int:
         return _MOST_CONNECTIONS
     reserve = min(max(128, descriptor_limit // 8), descriptor_limit // 2)
     return max(1, min(descriptor_limit - reserve, _MOST_CONNECTIONS))
-
-
-class _Workers(ThreadedTaskDispatcher):  # type: ignore[misc]  # waitress has no types
-    """The threads that run the app. No log line for every request that waits; joined at the end."""
-
-    logger = LIBRARY_LOG
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.started: list[threading.Thread] = []
-
-    def start_new_thread(self, target: Callable[[int], None], thread_no: int) -> None:
-        """Starts one worker: a daemon, so that a hung request cannot keep the process."""
-        thread = threading.Thread(
-            target=target, args=(thread_no,), name=f"onnx-serve-{thread_no}", daemon=True
-        )
-        self.started.append(thread)
-        thread.start()
-
-    def add_task(self, task: Channel) -> None:
-        """Queues a connection whose first request is complete."""
-        with self.lock:
-            self.queue.append(task)
-            self.queue_cv.notify()
-
-    def stop(self, expired: Callable[[], bool]) -> int:
-        """Ends the threads; returns how many were still running a request when time was up."""
-        self.set_thread_count(0)
-        for thread in self.started:
-            while thread.is_alive() and not expired():
-                thread.join(0.05)
-        with self.lock:
-            while self.queue:
-                self.queue.popleft().cancel()
-        return sum(thread.is_alive() for thread in self.started)
 
 
 class _Listener(TcpWSGIServer):  # type: ignore[misc]  # waitress has no types
@@ -162,7 +128,7 @@ class _Listener(TcpWSGIServer):  # type: ignore[misc]  # waitress has no types
 
         A full pipe already wakes it, and one that is closed in this very moment has nobody to wake.
         """
-        if not self.closed:
+        if not self.closed and not self.task_dispatcher.is_dispatching:
             with contextlib.suppress(OSError):
                 super().pull_trigger()
 
@@ -210,6 +176,7 @@ class Server:
         connection_limit: Further connections wait in the backlog; see ``default_connection_limit``.
         drain_timeout_s: How long ``run`` may go on after ``stop``.
         body_budget: Refuses bodies that memory cannot hold; None admits all.
+        estimate: How long the app takes for a small request.
 
     Raises:
         SettingsError: The address cannot be listened on.
@@ -227,6 +194,7 @@ class Server:
         connection_limit: int,
         drain_timeout_s: float = 25.0,
         body_budget: BodyBudget | None = None,
+        estimate: Estimate = unknown,
     ) -> None:
         settings = Adjustments(
             recv_bytes=_RECV_BYTES,
@@ -255,7 +223,7 @@ class Server:
         self._stopping = False
         self._reason = ""
         self._aborting = False
-        self._workers = _Workers()
+        self._workers = Workers(estimate)
         self._map: dict[int, wasyncore.dispatcher] = {}
         self._listener = _Listener(
             app,
@@ -281,9 +249,9 @@ class Server:
         """
         try:
             with self._woken_by_signals():
-                self._workers.set_thread_count(self._threads)
+                self._workers.start(self._threads)
                 while not self._stopping:
-                    wasyncore.poll2(_POLL_S, self._map)
+                    self._serve_for(_POLL_S)
                 return self._drain()
         finally:
             self.close()
@@ -327,6 +295,11 @@ class Server:
         finally:
             signal.set_wakeup_fd(previous)
 
+    def _serve_for(self, seconds: float) -> None:
+        """Reads and writes what sockets are ready, waiting so long for the first, and has requests answered."""
+        wasyncore.poll2(0 if self._workers.has_received else seconds, self._map)
+        self._workers.dispatch()
+
     def _drain(self) -> bool:
         deadline = time.monotonic() + self._drain_timeout_s
 
@@ -338,9 +311,9 @@ class Server:
         self._listener.draining = True
         self._listener.stop_listening()
         # Requests that have reached this machine count as received.
-        wasyncore.poll2(0, self._map)
+        self._serve_for(0)
         while self._listener.close_idle() and not expired():
-            wasyncore.poll2(max(0.0, min(_POLL_S, deadline - time.monotonic())), self._map)
+            self._serve_for(max(0.0, min(_POLL_S, deadline - time.monotonic())))
         unanswered = self._listener.unanswered()
         running = self._workers.stop(expired)
         if unanswered or running:

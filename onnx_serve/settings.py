@@ -178,6 +178,11 @@ class Settings:
         kinds.choice("auto", "always", "never"),
         "Whether small requests share a run while all slots are busy; auto: where that was measured to pay.",
     )
+    brief_requests: Literal["auto", "never"] = _setting(
+        "auto",
+        kinds.choice("auto", "never"),
+        "Whether small requests to a model that takes fractions of a millisecond are answered without a change of threads, while no other request is at work.",
+    )
     calibration: Literal["auto", "never"] = _setting(
         "auto",
         kinds.choice("auto", "never"),

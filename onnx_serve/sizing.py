@@ -27,8 +27,10 @@ from onnx_serve.model_files.model_folder import ModelFile
 from onnx_serve.model_files.onnx_file import OnnxFile
 from onnx_serve.model_loading import Served, load_bytes
 from onnx_serve.nvml import Gpu
+from onnx_serve.record_cost import RecordCost, record_cost
 from onnx_serve.settings import Settings
 from onnx_serve.sized_load import sized_load
+from onnx_serve.tensors import Signature
 from onnx_serve.tuning import (
     LoadTuning,
     choose_slots,
@@ -154,6 +156,11 @@ class Sizing:
             resident = release_and_settle(self._machine.rss_bytes)
             self._session_bytes = max(resident - self._base_bytes, 0)
         return self._parameters_of(served)
+
+    def record_cost(self, signature: Signature) -> RecordCost | None:
+        """What runs of few records take, if that is known and holds for all of them."""
+        is_plain = self._summary.format == "onnx" and not self._settings.custom_op_libraries
+        return record_cost(signature, self._calibration, self._summary.operators if is_plain else None)
 
     def measure_beside(self, served: Served, done: Callable[[ExecutionParameters], None]) -> None:
         """Measures the model while it serves, and has the engine run it as was found best.

@@ -17,13 +17,13 @@ LAYERS: list[set[str]] = [
     {"model_files"},
     {"codecs", "feeds", "cuda", "ort_values", "blocks", "run_plan", "rows", "run_errors", "session", "model", "batching", "admission", "memory"},
     {"calibration_record", "calibration_files", "calibration_process", "calibration_feeds", "calibration_graph", "calibration_device", "calibration_measures", "calibration_stages", "calibration", "tuning"},
-    {"execution_parameters", "record_errors", "inference", "oip_inference", "parity_record", "golden_rows", "model_loading", "sized_load", "sizing", "model_registry", "load_places", "repository", "inspection"},
-    {"request_body", "oip", "sagemaker", "multi_model"},
+    {"execution_parameters", "record_errors", "inference", "oip_inference", "parity_record", "golden_rows", "model_loading", "record_cost", "sized_load", "sizing", "model_registry", "load_places", "repository", "inspection"},
+    {"request_body", "oip", "sagemaker", "multi_model", "brief_requests"},
     {"batch"},
     {"rehearsal"},
     {"ray", "ray_command"},
     {"app"},
-    {"body_budget", "request_parser", "channel", "server"},
+    {"body_budget", "request_parser", "channel", "workers", "server"},
     {"cli", "__main__"},
 ]  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))

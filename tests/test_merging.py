@@ -375,7 +375,7 @@ def test_every_answer_is_the_one_that_the_request_alone_would_get(slots: int) ->
     engine.close()
     assert wrong == []
     assert not engine._slots.waiting
-    assert engine._slots._busy == 0
+    assert engine._slots.busy == 0
 
 
 def test_a_sender_is_not_asked_about_before_it_may_have_lost_patience() -> None:

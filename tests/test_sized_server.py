@@ -1,5 +1,6 @@
 """A real server that measures its model: in a transform job before it is ready, elsewhere beside."""
 
+import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -49,6 +50,37 @@ def test_a_job_is_answered_with_what_was_measured(tmp_path: Path) -> None:
     assert term(document, "session_bytes") + term(document, "base_bytes") <= resident
     assert document["explain"]["predicted_peak_bytes"] > resident
     assert "measured in" in server.log
+
+
+@pytest.mark.parametrize("brief", ["auto", "never"])
+def test_whichever_thread_answers_the_answers_are_the_same(tmp_path: Path, brief: str) -> None:
+    """Small, large and wrong requests at once, of a model that is measured and quick."""
+    onnx_models.linear(tmp_path / "model.onnx", width=4, outputs=3)
+    row = "0.5,1,-2,3"
+    kinds = {
+        "one": (row, "application/json"),
+        "many": ("\n".join([row] * 20_000), "text/csv"),
+        "wrong": ("1,2,x,4", "application/json"),
+        "short": ("1,2", "application/json"),
+    }
+    with serving.start(tmp_path, tmp_path / "log", {**JOB, "ONNX_SERVE_BRIEF_REQUESTS": brief}) as server:
+
+        def ask(kind: str) -> tuple[int, str]:
+            body, accept = kinds[kind]
+            answer = server.post(body, "text/csv", accept)
+            assert requests.get(f"{server.url}/ping", timeout=5).status_code == 200
+            return answer.status_code, answer.text
+
+        expected = {kind: ask(kind) for kind in kinds}
+        order = ["one", "wrong", "one", "short", "one", "many"] * 25
+        with ThreadPoolExecutor(8) as clients:
+            assert list(clients.map(ask, order)) == [expected[kind] for kind in order]
+    assert {kind: status for kind, (status, _) in expected.items()} == {
+        "one": 200, "many": 200, "wrong": 400, "short": 400,
+    }  # fmt: skip
+    weights = np.arange(12, dtype=np.float32).reshape(4, 3) / 10
+    answered = json.loads(expected["one"][1])["predictions"]
+    np.testing.assert_allclose(answered, [np.array([0.5, 1, -2, 3], np.float32) @ weights], rtol=1e-5)
 
 
 def test_an_endpoint_serves_before_it_is_measured(tmp_path: Path) -> None:

@@ -15,16 +15,18 @@ from onnx_serve.codecs import (
 )
 from onnx_serve.codecs.interface import Codec
 
-__all__ = ["BY_MEDIA_TYPE", "DEFAULT", "NPY", "NPZ", "TABLE", "decodable"]
+__all__ = ["BY_MEDIA_TYPE", "CSV", "DEFAULT", "JSON_LINES", "NPY", "NPZ", "TABLE", "decodable"]
 
 DEFAULT = json.codec
+CSV = csv.codec
+JSON_LINES = jsonlines.codec
 NPY = npy.codec
 NPZ = npz.codec
 # In the order that documents and error messages list them, and that wildcards in Accept choose by.
 TABLE: tuple[Codec, ...] = (
     DEFAULT,
-    csv.codec,
-    jsonlines.codec,
+    CSV,
+    JSON_LINES,
     NPY,
     NPZ,
     recordio.codec,
