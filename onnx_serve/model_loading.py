@@ -40,6 +40,8 @@ _MIB = 1 << 20
 _RESERVE_BYTES = 256 * _MIB
 _RESERVE_SHARE = 20
 _SESSION_BYTES = 16 * _MIB
+# Smaller models are loaded in less time than it takes to look for what they have left in the heap.
+_LARGE_BYTES = 8 * _MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +107,20 @@ class Loader:
         summary = check_model_file(file, root, allow_links=settings.allow_links)
         with self._room(load_bytes(summary, file.path.parent) if admit else 0, file.name):
             try:
-                tuning = tuning or self._usual_tuning(file, root, summary, settings)
-                return self._served(file, summary, settings, log_level, tuning, sample)
+                if tuning is not None:
+                    return self._served(file, summary, settings, log_level, tuning, sample)
+                tuning = self._usual_tuning(file, root, summary, settings)
+                served = self._served(file, summary, settings, log_level, tuning, sample)
             except ModelError as ex:
                 if is_out_of_memory(str(ex)):
                     raise OutOfMemory(str(ex)) from ex
                 raise
             except MemoryError as ex:
                 raise OutOfMemory(f"{file.name}: loading it needs more memory than there is") from ex
+        if summary.size_bytes >= _LARGE_BYTES:
+            # Beside the others; whoever tunes a model alone in its process does so, too, and measures it.
+            allocator.release()
+        return served
 
     @contextmanager
     def _room(self, needed: int, name: str) -> Iterator[None]:

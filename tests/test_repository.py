@@ -283,6 +283,21 @@ class Registry:
         return slot
 
 
+@pytest.mark.parametrize(("width", "released"), [(1024, 1), (4, 0)])
+def test_what_a_large_model_leaves_in_the_heap_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int, released: int
+) -> None:
+    """Tiny ones are loaded in less time than that takes, and there may be thousands of them."""
+    releases: list[None] = []
+    monkeypatch.setattr("onnx_serve.allocator.release", lambda: releases.append(None))
+    onnx_models.linear(tmp_path / "m.onnx", width=width, outputs=2560)
+    models = repository(tmp_path, mode="multi")
+    models.load()
+    models.load_model("m")
+    assert len(releases) == released
+    models.close()
+
+
 def holds(slot: ModelSlot) -> object:
     """What a slot holds now: other threads change it."""
     return slot.served
