@@ -405,7 +405,8 @@ import onnxruntime as ort
 import onnx_models
 from onnx import helper
 from onnx_serve.errors import OutOfMemory
-from onnx_serve.model import _runner, _spec
+from onnx_serve.model import _Runner, _spec
+from onnx_serve.ort_values import make_call
 from onnx_serve.tensors import RowAxis, Signature
 
 folder, arena, io_binding = sys.argv[1:]
@@ -426,10 +427,12 @@ options.intra_op_num_threads, options.enable_mem_pattern, options.log_severity_l
 options.add_session_config_entry("session.use_env_allocators", "1")
 session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 declared = Signature(tuple(map(_spec, session.get_inputs())), tuple(map(_spec, session.get_outputs())), RowAxis.NONE)
-run = _runner(session, declared, zip_maps={}, io_binding=bool(int(io_binding)), arena=arena)
+runner = _Runner(make_call(session, declared, ort.OrtValue, io_binding=bool(int(io_binding))), arena)
 for length in (*range(100, 1800, 50), 9000, 1750):
+    feed = {"x": np.ones((length, 4), np.float32)}
     try:
-        [[y]] = run({"x": np.ones((length, 4), np.float32)})["y"]
+        outputs = runner.run_watched(feed, lambda: False) if length % 100 else runner.run(feed)
+        [[y]] = outputs["y"]
         print(length, "right" if abs(y / length - 1) < 0.01 else y)
     except OutOfMemory as ex:
         print(length, "refused" if "MiB are left" in str(ex) else ex)
