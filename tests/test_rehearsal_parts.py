@@ -69,6 +69,17 @@ def test_answers_are_judged(
     assert names(answer, records, **options) == expected
 
 
+@pytest.mark.parametrize(("accept", "hint"), [(None, True), ("application/json", False)])
+def test_one_document_for_all_records_tells_how_to_ask_for_lines(accept: str | None, *, hint: bool) -> None:
+    """Containers answer a request without Accept as they like, mostly in JSON."""
+    checks = AnswerChecks(accept, "line", assemble_line=False, processing=False)
+    [(name, what, _)] = checks.check("application/json", b'{"predictions":[1,2]}\n', 2)
+    assert (name, what.partition(";")[0]) == (
+        "record count", "2 records sent, 1 lines of application/json came back",
+    )  # fmt: skip
+    assert ("--accept" in what) is hint
+
+
 def test_columns_are_those_of_the_whole_file() -> None:
     checks = AnswerChecks(None, "line", assemble_line=False, processing=False)
     assert list(checks.check(CONTENT_TYPE, b"1,2\n", 1)) == []

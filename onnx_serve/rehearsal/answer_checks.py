@@ -95,7 +95,10 @@ class AnswerChecks:
         lines = answer_lines(answer)
         if records and len(lines) != records:
             graver: Severity | None = "fails" if self._processing else None
-            yield "record count", f"{records} records sent, {len(lines)} lines came back", graver
+            came = f"{records} records sent, {len(lines)} lines of {kind} came back"
+            if self._accept is None:
+                came += "; the job leaves the answer's type to the container, --accept names one"
+            yield "record count", came, graver
         blank = next((number for number, line in enumerate(lines, 1) if not line.strip()), None)
         if blank is not None:
             yield "blank lines", f"line {blank} of the answer", None
