@@ -87,10 +87,13 @@ class Workers(ThreadedTaskDispatcher):  # type: ignore[misc]  # waitress has no 
         # What comes in meanwhile, behind it on the same connection, waits for the next poll like everybody.
         for _ in range(min(len(self._received), _AT_ONCE)):
             channel = self._received.popleft()
-            if self._is_brief(channel, limit_s):
-                self._answer(channel)
-            else:
-                self._hand_over(channel)
+            try:
+                if self._is_brief(channel, limit_s):
+                    channel.service()
+                else:
+                    self._hand_over(channel)
+            except Exception:  # noqa: BLE001  it is logged, and costs one connection
+                channel.handle_error()
         self.is_dispatching = False
 
     def stop(self, expired: Callable[[], bool]) -> int:
@@ -125,12 +128,6 @@ class Workers(ThreadedTaskDispatcher):  # type: ignore[misc]  # waitress has no 
             # It sees what callers write, and the thread that it runs on is the only one of its kind.
             LOG.exception("the time of a request cannot be estimated")
             return float("inf")
-
-    def _answer(self, channel: Channel) -> None:
-        try:
-            channel.service()
-        except Exception:
-            LOG.exception("a connection failed")
 
     def _hand_over(self, channel: Channel) -> None:
         with self.lock:

@@ -9,6 +9,7 @@ from wsgiref.types import StartResponse
 import pytest
 
 from onnx_serve import workers
+from onnx_serve.channel import Channel
 from test_server import LIMIT_S, Served, serving
 
 BRIEF = {"/ping": 0.0, "/brief": 1e-4, "/lone": 0.9e-3, "/long": 1.0}
@@ -179,6 +180,22 @@ def test_a_brief_request_that_fails_takes_nobody_along() -> None:
         assert client.getresponse().status == 500
         client.close()
         assert ask(served, "/brief")[0] == reader(served)
+
+
+def test_a_failure_of_the_library_costs_one_connection(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: Channel) -> None:
+        raise ZeroDivisionError
+
+    with serving(App(), estimate=estimate) as served:
+        wait_for_idle(served)
+        with monkeypatch.context() as patch, served.connect() as connection:
+            patch.setattr(Channel, "service", fail)
+            connection.sendall(b"GET /ping HTTP/1.1\r\n\r\n")
+            assert connection.recv(1) == b""
+        assert ask(served, "/ping")[0] == reader(served)
+    assert "a connection failed" in caplog.text
 
 
 def test_an_estimate_that_fails_is_no_estimate(caplog: pytest.LogCaptureFixture) -> None:
