@@ -244,15 +244,18 @@ class Engine:
                 self._rows_for(block, 1)
                 yield _Block(block, 0, None, 0, gone)
                 continue
-            rows = self._rows_for(block, block_rows(block))
-            for piece in cut(block, rows, self._whole):
+            total, fixed = block_rows(block), self.signature.fixed_rows
+            rows = self._rows_for(block, total)
+            most = fixed * self._plan.runs_in_a_row(-(-total // fixed)) if fixed else rows
+            for piece in cut(block, most, self._whole, multiple=fixed or 1):
                 yield _Block(piece, block_rows(piece), self._kind(piece, rows), rows, gone)
 
     def _rows_for(self, block: Feed, rows: int) -> int:
         """Rows of a run for a block's records; refuses a record that cannot fit."""
-        if not self._plan.record_elements:
-            return self._plan.block_rows
-        return self._plan.rows_for(_elements(block) // rows)
+        fitting = self._plan.block_rows
+        if self._plan.record_elements:
+            fitting = self._plan.rows_for(_elements(block) // rows)
+        return self.signature.fixed_rows or fitting
 
     def _kind(self, piece: Feed, most_rows: int) -> _Kind:
         if not self._plan.merges or block_rows(piece) >= most_rows or not self._whole.isdisjoint(piece):
@@ -315,10 +318,13 @@ class Engine:
 
     def _run_rows(self, feed: Feed, rows: int, gone: Gone | None) -> Values:
         """Runs a block; in halves when it needs more memory than there is."""
+        if fixed := self.signature.fixed_rows:
+            runs = cut(feed, fixed, self._whole, multiple=fixed)
+            return join([self._run_checked(run, block_rows(run), gone) for run in runs])
         try:
             return self._run_checked(feed, rows, gone)
         except OutOfMemory:
-            if rows == 1 or self.signature.row_axis is RowAxis.FIXED:
+            if rows == 1:
                 raise
             # Records larger than those that were measured say nothing about the others.
             if self._rows_for(feed, rows) == self._plan.block_rows:

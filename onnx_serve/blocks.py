@@ -19,21 +19,23 @@ def block_rows(block: Feed) -> int:
     return len(next(iter(block.values())))
 
 
-def cut(block: Feed, rows: int, whole: Collection[str] = ()) -> Iterator[Feed]:
+def cut(block: Feed, rows: int, whole: Collection[str] = (), *, multiple: int = 1) -> Iterator[Feed]:
     """The block in pieces of at most ``rows`` rows, as equal as they can be, in order, without copying.
 
     Args:
         block: Inputs by name, the first of them one with rows.
         rows: At least 1.
         whole: Names of inputs that every piece has as they are, because they have no rows.
+        multiple: Of which the rows of every piece but the last are one; so is ``rows``.
     """
     total = block_rows(block)
     if total <= rows:
         yield block
         return
-    pieces = -(-total // rows)
+    units = -(-total // multiple)
+    pieces = -(-units * multiple // rows)
     for piece in range(pieces):
-        part = slice(piece * total // pieces, (piece + 1) * total // pieces)
+        part = slice(piece * units // pieces * multiple, (piece + 1) * units // pieces * multiple)
         yield {name: array if name in whole else array[part] for name, array in block.items()}
 
 

@@ -11,6 +11,8 @@ __all__ = ["RunPlan", "default_block_rows"]
 # hand-over between threads takes, and large ones to the few rows that fit a core's cache.
 _BLOCK_BYTES = 256 << 10
 _MAX_BLOCK_ROWS = 4096
+# A tenth of the runs that a thread makes in a row is too little to be spread over several.
+_WORTH_SHARING = 10
 _MIB = 1 << 20
 
 
@@ -35,6 +37,8 @@ class RunPlan:
         run_fixed_bytes: Bytes that a run needs whatever its rows.
         run_row_bytes: Bytes more for each row of such records.
         limit_bytes: What all runs together may need; 0 if that is not known.
+        consecutive_runs: Runs of one request that a thread makes in a row at most, where a run takes a fixed number of
+            rows: handing over and writing what one row gives can cost more than the run.
     """
 
     block_rows: int
@@ -44,6 +48,12 @@ class RunPlan:
     run_fixed_bytes: int = 0
     run_row_bytes: int = 0
     limit_bytes: int = 0
+    consecutive_runs: int = 1
+
+    def runs_in_a_row(self, runs: int) -> int:
+        """How many of a request's runs one thread makes: as many on each slot, but not too few to be worth it."""
+        least = -(-self.consecutive_runs // _WORTH_SHARING)
+        return min(max(-(-runs // self.slots), least), self.consecutive_runs)
 
     def rows_for(self, elements: int) -> int:
         """Rows of one run for records of so many input elements: fewer where they are larger than measured.

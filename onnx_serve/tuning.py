@@ -30,6 +30,11 @@ __all__ = [
 _ONE_SLOT_S = 0.2e-3
 # From this on, a caller of an endpoint notices whether one processor or all of them work on its request.
 _LATENCY_S = 5e-3
+# Runs of a fixed number of rows, often one, that a thread makes in a row: about so long, and with outputs of so much.
+_CONSECUTIVE_S = 10e-3
+_CONSECUTIVE_BYTES = 1 << 20
+_MOST_CONSECUTIVE = 256
+_UNMEASURED_RUNS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,9 +174,10 @@ def make_plan(
         known = measured or (calibration if calibration is not None and calibration.limited else None)
         rows = known.block_rows if known is not None else default_block_rows(signature)
     merges = settings.merging == "always"
+    runs = _consecutive_runs(signature, measured)
     if measured is None:
-        return RunPlan(rows, slots, merges)
-    if not isinstance(settings.slots, int) and measured.block_s < _ONE_SLOT_S:
+        return RunPlan(rows, slots, merges, consecutive_runs=runs)
+    if not isinstance(settings.slots, int) and measured.block_s * runs < _ONE_SLOT_S:
         slots = 1
     return RunPlan(
         rows,
@@ -181,7 +187,23 @@ def make_plan(
         measured.run_fixed_bytes,
         measured.run_row_bytes,
         limit_bytes,
+        runs,
     )
+
+
+def _consecutive_runs(signature: Signature, measured: Calibration | None) -> int:
+    """How many runs of a fixed number of rows a thread makes in a row; their outputs are held until the last."""
+    if not signature.fixed_rows:
+        return 1
+    widths = [signature.record_width(spec) for spec in signature.outputs]
+    if measured is not None and measured.one_row_s:
+        runs, row_bytes = int(_CONSECUTIVE_S / measured.one_row_s), measured.row_output_bytes
+    elif None not in widths:
+        runs, row_bytes = _UNMEASURED_RUNS, 8 * sum(width or 0 for width in widths)
+    else:
+        return 1
+    fitting = _CONSECUTIVE_BYTES // max(signature.fixed_rows * row_bytes, 1)
+    return max(min(runs, fitting, _MOST_CONSECUTIVE), 1)
 
 
 def reserve_bytes(calibration: Calibration, plan: RunPlan) -> int:

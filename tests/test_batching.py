@@ -12,7 +12,7 @@ from codec_laws import signature
 from onnx_serve.batching import Engine
 from onnx_serve.blocks import cut, join
 from onnx_serve.errors import InferenceError, OutOfMemory
-from onnx_serve.run_plan import default_block_rows
+from onnx_serve.run_plan import RunPlan, default_block_rows
 from onnx_serve.tensors import Feed, MapTable, RowAxis, Tensors, TensorSpec, Values
 
 MODEL = signature(("x", "float", ["N", 2]), outputs=[("y", "float", ["N", 2])])
@@ -197,6 +197,57 @@ def test_fixed_rows_are_cut_and_padded() -> None:
     engine.close()
     assert sizes == [4, 4]
     np.testing.assert_array_equal(outputs["y"], rows(0, 6)["x"] * 2)
+
+
+@pytest.mark.parametrize(
+    ("slots", "consecutive", "expected"),
+    [
+        (1, 1, [2, 2, 2, 2, 2, 2, 1]),
+        (1, 3, [4, 4, 5]),
+        (2, 50, [6, 7]),
+        (1, 100, [13]),
+        (2, 2, [2, 4, 4, 3]),
+    ],
+)
+def test_a_thread_makes_several_runs_of_fixed_rows_in_a_row(
+    slots: int, consecutive: int, expected: list[int]
+) -> None:
+    """What is handed over, and what is answered, is the rows of all of them; none but the last run is padded."""
+    sizes: list[int] = []
+
+    def run(feed: Tensors) -> Values:
+        sizes.append(len(feed["x"]))
+        return double(feed)
+
+    fixed = signature(("x", "float", [2, 2]), row_axis=RowAxis.FIXED, fixed_rows=2)
+    engine = Engine(run, fixed, slots=slots, block_rows=2)
+    engine.plan = replace(engine.plan, consecutive_runs=consecutive)
+    outputs = list(engine.map([rows(0, 13)]))
+    engine.close()
+    assert [len(output["y"]) for output in outputs] == expected  # type: ignore[arg-type]
+    assert sizes == [2] * 7
+    np.testing.assert_array_equal(join(outputs)["y"], rows(0, 13)["x"] * 2)
+
+
+@pytest.mark.parametrize(
+    ("runs", "slots", "consecutive", "expected"),
+    [(1, 2, 256, 26), (60, 2, 256, 30), (1000, 2, 256, 256), (1000, 2, 1, 1), (3, 4, 8, 1), (9, 4, 8, 3)],
+)
+def test_runs_are_spread_over_the_slots_where_they_are_worth_it(
+    runs: int, slots: int, consecutive: int, expected: int
+) -> None:
+    assert RunPlan(1, slots, consecutive_runs=consecutive).runs_in_a_row(runs) == expected
+
+
+@given(total=st.integers(1, 60), multiple=st.integers(1, 5), times=st.integers(1, 5))
+def test_pieces_are_multiples_but_for_the_last(total: int, multiple: int, times: int) -> None:
+    whole = rows(0, total)
+    pieces = list(cut(whole, multiple * times, multiple=multiple))
+    sizes = [len(piece["x"]) for piece in pieces]
+    assert all(size % multiple == 0 for size in sizes[:-1])
+    assert max(sizes) <= multiple * times
+    assert -(-sum(sizes) // multiple) == sum(-(-size // multiple) for size in sizes)
+    np.testing.assert_array_equal(np.concatenate([piece["x"] for piece in pieces]), whole["x"])
 
 
 def test_without_rows_a_block_is_one_run() -> None:

@@ -10,6 +10,7 @@ from codec_laws import signature
 from onnx_serve.calibration_record import Calibration, CalibrationKey, Rung, guess
 from onnx_serve.machine import Machine
 from onnx_serve.settings import Settings
+from onnx_serve.tensors import RowAxis
 from onnx_serve.tuning import choose_slots, choose_threads, make_plan, reserve_bytes
 
 MIB = 1 << 20
@@ -95,6 +96,38 @@ def test_runs_of_no_time_take_turns(values: dict[str, Any], expected: int) -> No
     calibration = measured(ladder=(Rung(1, 5e-6, 5e-6), Rung(32, 1e-4, 1e-4)))
 
     assert make_plan(settings(**values), MODEL, 8, calibration, 0).slots == expected
+
+
+@pytest.mark.parametrize(
+    ("rows", "outputs", "run_s", "answer_bytes", "expected"),
+    [
+        (0, [3], 1e-4, 12, 1),  # a free number of rows
+        (1, [3], 1e-4, 12, 100),
+        (1, [3], 1e-6, 12, 256),
+        (1, [3], 30e-3, 12, 1),
+        (1, [3], 1e-4, 100_000, 10),  # what they answer is held
+        (4, [3], 1e-4, 100_000, 2),
+        (1, [3], None, 0, 8),  # not measured
+        (1, ["T"], None, 0, 1),
+    ],
+)
+def test_runs_in_a_row(
+    rows: int, outputs: Any, run_s: float | None, answer_bytes: int, expected: int
+) -> None:
+    """Only runs of a fixed number of rows need company: others have as many rows as pay."""
+    model = signature(
+        ("x", "float", [rows or "N", 30]),
+        outputs=[("y", "float", [rows or "N", *outputs])],
+        row_axis=RowAxis.FIXED if rows else RowAxis.FREE,
+        fixed_rows=rows,
+    )
+    calibration = run_s and measured(
+        ladder=(Rung(rows or 1, run_s, run_s),), block_rows=rows or 1, row_output_bytes=answer_bytes
+    )
+    plan = make_plan(settings(), model, 8, calibration or None, 0)
+    assert plan.consecutive_runs == expected
+    # Runs of no time are not spread over slots one by one, but many in a row are.
+    assert plan.slots == (1 if run_s and run_s * expected < 0.2e-3 else 8)
 
 
 def test_a_guess_keeps_its_rows_only() -> None:
