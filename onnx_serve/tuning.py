@@ -35,6 +35,8 @@ _CONSECUTIVE_S = 10e-3
 _CONSECUTIVE_BYTES = 1 << 20
 _MOST_CONSECUTIVE = 256
 _UNMEASURED_RUNS = 8
+# The widest number.
+_NUMBER_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +201,7 @@ def _consecutive_runs(signature: Signature, measured: Calibration | None) -> int
     if measured is not None and measured.one_row_s:
         runs, row_bytes = int(_CONSECUTIVE_S / measured.one_row_s), measured.row_output_bytes
     elif None not in widths:
-        runs, row_bytes = _UNMEASURED_RUNS, 8 * sum(width or 0 for width in widths)
+        runs, row_bytes = _UNMEASURED_RUNS, _NUMBER_BYTES * sum(width or 0 for width in widths)
     else:
         return 1
     fitting = _CONSECUTIVE_BYTES // max(signature.fixed_rows * row_bytes, 1)

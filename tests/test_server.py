@@ -1019,7 +1019,7 @@ def test_a_full_wake_up_pipe_does_not_block() -> None:
     assert server.run() is True
 
 
-def _until(true: Callable[[], object]) -> None:
+def until(true: Callable[[], object]) -> None:
     """Waits for what another thread does without telling anyone; bounded."""
     tick = threading.Event()
     for _ in range(LIMIT_S * 200):
@@ -1045,14 +1045,14 @@ def test_a_client_that_leaves_during_its_upload_leaves_nothing_behind(
         connection = served.connect()
         connection.sendall(b"POST / HTTP/1.1\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 100_000)
         channels = served.server._listener.active_channels
-        _until(
+        until(
             lambda: [c for c in channels.values() if c.request and c.request.body_bytes_received == 100_000]
         )
         [channel] = channels.values()
         body = channel.request.get_body_stream()
         leave(connection)
-        _until(lambda: not channels)
-        _until(lambda: body.closed)
+        until(lambda: not channels)
+        until(lambda: body.closed)
         with served.connect() as other:
             other.sendall(GET)
             assert read_answer(other)[0].status == 200
@@ -1066,7 +1066,7 @@ def test_the_app_can_see_that_its_client_has_gone(leave: Callable[[socket.socket
         if environ["PATH_INFO"] != "/ping":
             assert not environ["waitress.client_disconnected"]()
             gate.entered.release()
-            _until(environ["waitress.client_disconnected"])
+            until(environ["waitress.client_disconnected"])
             noticed.set()
         return echo(environ, start_response)
 
@@ -1088,7 +1088,7 @@ def test_a_client_that_leaves_while_its_answer_is_sent_does_no_harm() -> None:
         connection.sendall(GET)
         assert connection.recv(1000)
         reset(connection)
-        _until(lambda: app.files and app.files[0].closed)
+        until(lambda: app.files and app.files[0].closed)
         with served.connect() as other:
             other.sendall(GET)
             read_answer(other)
@@ -1122,7 +1122,7 @@ def test_a_client_that_stops_reading_frees_its_worker() -> None:
         listener = served.server._listener
         listener.adj.outbuf_high_watermark = MIB
         connection.sendall(GET)
-        _until(lambda: [c for c in listener.active_channels.values() if c.total_outbufs_len > MIB])
+        until(lambda: [c for c in listener.active_channels.values() if c.total_outbufs_len > MIB])
         assert not ended.is_set()
         listener.adj.channel_timeout = -1
         listener.next_channel_cleanup = 0
@@ -1225,7 +1225,7 @@ def test_stop_answers_what_runs_waits_and_arrives_and_refuses_the_rest() -> None
         waiting.sendall(b"POST /3 HTTP/1.1\r\nContent-Length: 1\r\n\r\n3")
         arriving.sendall(b"POST /4 HTTP/1.1\r\nContent-Length: 2\r\n\r\n4")
         channels = served.server._listener.active_channels
-        _until(lambda: sum(len(c.requests) + bool(c.request) for c in channels.values()) == 4)
+        until(lambda: sum(len(c.requests) + bool(c.request) for c in channels.values()) == 4)
 
         served.server.stop()
         assert read_all(idle) == b""
@@ -1273,7 +1273,7 @@ def test_a_drain_out_of_time_says_how_many_requests_it_abandons(caplog: pytest.L
         gate.wait()
         waiting.sendall(b"POST /2 HTTP/1.1\r\nContent-Length: 1\r\n\r\n2")
         channels = served.server._listener.active_channels
-        _until(lambda: sum(len(c.requests) for c in channels.values()) == 2)
+        until(lambda: sum(len(c.requests) for c in channels.values()) == 2)
         assert served.stop() is False
         assert read_all(running) + read_all(waiting) == b""
     gate.opened.set()
@@ -1322,7 +1322,7 @@ def test_the_drain_does_not_wait_for_an_upload_that_stalls(monkeypatch: pytest.M
     served.start()
     with served.connect() as stalled:
         stalled.sendall(b"POST /1 HTTP/1.1\r\nContent-Le")
-        _until(lambda: [c for c in served.server._listener.active_channels.values() if c.request])
+        until(lambda: [c for c in served.server._listener.active_channels.values() if c.request])
         assert served.stop() is True
         assert read_all(stalled) == b""
 
@@ -1360,8 +1360,8 @@ def test_a_signal_that_another_thread_takes_wakes_the_main_thread(monkeypatch: p
         with served.connect() as connection:
             connection.sendall(GET)
             read_answer(connection)
-        _until(lambda: not served.server._listener.active_channels)
-        _until(lambda: sys._current_frames()[main].f_code is wasyncore.poll2.__code__)
+        until(lambda: not served.server._listener.active_channels)
+        until(lambda: sys._current_frames()[main].f_code is wasyncore.poll2.__code__)
         signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
 
     def give_up() -> None:

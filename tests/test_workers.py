@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 from wsgiref.types import StartResponse
 
@@ -10,7 +10,7 @@ import pytest
 
 from onnx_serve import workers
 from onnx_serve.channel import Channel
-from test_server import LIMIT_S, Served, serving
+from test_server import LIMIT_S, Served, serving, until
 
 BRIEF = {"/ping": 0.0, "/brief": 1e-4, "/lone": 0.9e-3, "/long": 1.0}
 
@@ -72,16 +72,7 @@ def wait_for_idle(served: Served) -> None:
         with pool.lock:
             return bool(pool.started) and not pool.queue and not pool.active_count
 
-    wait_for(is_idle)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    tick = threading.Event()
-    for _ in range(LIMIT_S * 1000):
-        if condition():
-            return
-        tick.wait(0.001)
-    raise AssertionError("it never came to that")
+    until(is_idle)
 
 
 def test_without_an_estimate_the_pool_answers() -> None:
